@@ -14,6 +14,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from fathom.recipe.worker import Events, attempt_job, die_with_parent
 
 LONGEST_ERROR = 3000
 """Characters of an error message; a write to a pipe that others write to as well is whole up to 4,096 bytes."""
+SIBLING_SECONDS = 3.0
+"""How long a bug waits to be told; torchrun looks every 0.1 s whether a process died."""
 
 
 def run_ranks(job: dict[str, Any], events: Events) -> int:
@@ -63,20 +66,25 @@ def _relay(pipe: int, torchrun: subprocess.Popen, events: Events) -> bool:
             failed |= "error" in event
 
 
-class _Silent(Events):
-    """Events of the processes beside the first: only errors are told."""
+class _RankEvents(Events):
+    """What one of several processes tells: the first everything, the others only their errors.
+
+    A sibling's death looks like a bug of the exchange here, so a bug is told a little later: torchrun
+    ends this process before that if a sibling died.
+    """
 
     def send(self, **event: Any) -> None:
-        if "error" in event:
+        if event.get("error", {}).get("kind") == "bug":
+            time.sleep(SIBLING_SECONDS)
+        if "error" in event or os.environ["RANK"] == "0":
             super().send(**event)
 
 
 def main(job_file: str, fifo: str) -> int:
     die_with_parent(os.getppid())
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    first = os.environ["RANK"] == "0"
-    events = (Events if first else _Silent)(os.open(fifo, os.O_WRONLY), LONGEST_ERROR)
-    return attempt_job(job, events, billed=first)
+    events = _RankEvents(os.open(fifo, os.O_WRONLY), LONGEST_ERROR)
+    return attempt_job(job, events, billed=os.environ["RANK"] == "0")
 
 
 if __name__ == "__main__":

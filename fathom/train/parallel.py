@@ -32,11 +32,12 @@ Forward = Callable[[Pack], torch.Tensor]
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run. device: its own."""
+    """This process among those of the run. device: its own. side: a group for what talks beside the training."""
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    side: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
@@ -99,7 +100,7 @@ def joined() -> Iterator[World]:
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield World(dist.get_rank(), size, device)
+        yield World(dist.get_rank(), size, device, dist.new_group(backend="gloo"))
     finally:
         dist.destroy_process_group()
 
@@ -117,9 +118,17 @@ def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward
     for part in (*model.get_decoder().layers, model):
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)
     model.pack_logprobs = MethodType(pack_logprobs, model)
     register_fsdp_forward_method(model, "pack_logprobs")
-    return model.pack_logprobs
+
+    def forward(pack: Pack) -> torch.Tensor:
+        logprobs = model.pack_logprobs(pack)
+        if not torch.is_grad_enabled():  # no backward pass will, and whole weights must not be taken for the shards
+            model.reshard()
+        return logprobs
+
+    return forward
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import logging
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Saver:
         self._optimizer, self._checkpoints, self._meter = optimizer, checkpoints, meter
         self._identity, self._log, self._world = dict(identity), log, world
         self._pending: tuple[int, Future] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     def save(self) -> None:
         """Checkpoint the present state, unless that was done already. With several processes it may go on after this."""
@@ -66,7 +67,14 @@ class Saver:
             self._write_log(directory)
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
         tensors = {**self._optimizer.weights(), **self._optimizer.moments()}
-        self._pending = step, dcp.async_save(tensors, storage_writer=writer)
+        copies = {
+            name: tensor.detach().cpu() if tensor.is_cuda else tensor.detach().clone()
+            for name, tensor in tensors.items()
+        }
+        self._pending = (
+            step,
+            self._thread.submit(dcp.save, copies, storage_writer=writer, process_group=self._world.side),
+        )
 
     def finish(self) -> None:
         """Wait for what is being written, and seal it."""
