@@ -69,7 +69,7 @@ def test_one_pack_a_step_leaves_room_for_everything():
 
 
 def test_32b_on_one_is_refused_with_advice_that_holds():
-    with pytest.raises(InputError, match="2 devices with sharding.*LoRA") as error:
+    with pytest.raises(InputError, match=r"2 devices with sharding.*LoRA") as error:
         plan_memory(B32, 16384, SMALL, H200)
     assert "\n" not in str(error.value)
     assert plan_memory(B32, 16384, SMALL, H200, devices=2, packs=8).peak_bytes < H200.device_bytes

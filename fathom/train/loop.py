@@ -16,7 +16,7 @@ import signal
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -27,9 +27,9 @@ from fathom.errors import BudgetStop, InputError, WorkError
 from fathom.ledger import Meter
 from fathom.train.batch import Pack
 from fathom.train.checkpoint import Checkpoints
+from fathom.train.config import OptimizerConfig
 from fathom.train.model import pack_logprobs
-from fathom.train.optimizer import MasterAdamW
-from fathom.train.watch import Watch
+    model: torch.nn.Module, method: Method, step: Step, optimizer: Optimizer, config: LoopConfig, index: int
 from fathom.weights import os_errors
 
 EXIT_STOPPED = 75
@@ -69,8 +69,8 @@ class LoopConfig:
     """How steps are taken.
 
     warmup: fraction of a cycle. clip: largest gradient norm, None for no clipping. weight_decay:
-    on matrices, not on norms and biases. spike: stop when the loss exceeds this many times the
-    median of the last 32, plus one nat. checkpoint_every: steps.
+    on matrices, not on norms and biases. optimizer: how its state is stored. spike: stop when the
+    loss exceeds this many times the median of the last 32, plus one nat. checkpoint_every: steps.
     """
 
     learning_rate: float
@@ -79,6 +79,7 @@ class LoopConfig:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     spike: float = 4.0
     checkpoint_every: int = 100
     seed: int = 0
@@ -90,7 +91,7 @@ LogRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """weights: the float32 master weights by parameter name. log: one row per step."""
+    """weights: of the optimizer by parameter name, float32 where it keeps them so. log: one row per step."""
 
     weights: dict[str, torch.Tensor]
     log: list[LogRow]
@@ -113,7 +114,7 @@ def train(
     Checkpoints and raises SystemExit(75) on SIGTERM, re-raises BudgetStop after a checkpoint, and
     raises WorkError on a loss that is not finite or spikes (the last checkpoint stays).
     """
-    optimizer = MasterAdamW(model, config.betas, config.weight_decay)
+    optimizer = open_optimizer(model, config.optimizer, config.betas, config.weight_decay, config.seed)
     log = resume(optimizer, checkpoints, identity)
     require_space(optimizer, checkpoints)
     save = _saver(optimizer, checkpoints, meter, identity, log)
@@ -141,25 +142,30 @@ def train(
 
 
 def optimizer_step(
-    model: torch.nn.Module, method: Method, step: Step, optimizer: MasterAdamW, config: LoopConfig, index: int
+    model: torch.nn.Module, method: Method, step: Step, optimizer: Optimizer, config: LoopConfig, index: int
 ) -> LogRow:
     """Take step `index`: accumulate the gradients of its packs, clip, update; no update where they are not finite."""
     place, length = method.cycle(index)
     if place == 0:
         optimizer.forget_moments()
-    total = 0.0
+    losses = []
     for pack in step.packs:
         loss = method.loss(pack_logprobs(model, pack), pack) / step.normalizer
         loss.backward()
         optimizer.accumulate()
-        total += loss.item()
+        losses.append(loss.detach())
     norm = optimizer.clip(config.clip)
     rate = learning_rate(config, place, length)
-    if math.isfinite(total) and math.isfinite(norm):
-        optimizer.step(rate)
+    optimizer.step(rate)
     optimizer.drop_gradients()
-    trained = sum(len(pack.targets_N) for pack in step.packs)
-    return {"step": index + 1, "epoch": step.epoch, "loss": total, "lr": rate, "grad_norm": norm, "tokens": trained}
+    return {
+        "step": index + 1,
+        "epoch": step.epoch,
+        "loss": sum(loss.item() for loss in losses),  # here, and not before, the host waits for the device
+        "lr": rate,
+        "grad_norm": norm.item(),
+        "tokens": sum(len(pack.targets_N) for pack in step.packs),
+    }
 
 
 def learning_rate(config: LoopConfig, place: int, length: int) -> float:
@@ -180,7 +186,7 @@ def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpo
     row = log[-1]
     recent = [earlier["loss"] for earlier in log[-SPIKE_WINDOW - 1 : -1]]
     limit = config.spike * statistics.median(recent) + 1.0 if len(recent) == SPIKE_WINDOW else math.inf
-    if math.isfinite(row["grad_norm"]) and row["loss"] <= limit:
+    if math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"]) and row["loss"] <= limit:
         return
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step-{saved[0]}" if saved else "no checkpoint was saved yet"
@@ -189,16 +195,16 @@ def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpo
     )
 
 
-def require_space(optimizer: MasterAdamW, checkpoints: Checkpoints) -> None:
-    """Raise InputError when the disk can't hold two checkpoints (weights and two moments each)."""
+def require_space(optimizer: Optimizer, checkpoints: Checkpoints) -> None:
+    """Raise InputError when the disk can't hold two checkpoints (weights and moments each)."""
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    need = 2 * 3 * sum(w.numel() * w.element_size() for w in optimizer.weights().values())
+    need = 2 * optimizer.saved_bytes()
     free = shutil.disk_usage(checkpoints.directory).free
     if free < need:
         raise InputError(f"{checkpoints.directory}: two checkpoints need {need:,} bytes and {free:,} are free")
 
 
-def resume(optimizer: MasterAdamW, checkpoints: Checkpoints, identity: Mapping[str, Any]) -> list[LogRow]:
+def resume(optimizer: Optimizer, checkpoints: Checkpoints, identity: Mapping[str, Any]) -> list[LogRow]:
     """Load the newest checkpoint that verifies; return its log ([] when there never was one)."""
     found = checkpoints.newest()
     if found is None:
@@ -213,7 +219,7 @@ def resume(optimizer: MasterAdamW, checkpoints: Checkpoints, identity: Mapping[s
 
 
 def _saver(
-    optimizer: MasterAdamW, checkpoints: Checkpoints, meter: Meter, identity: Mapping[str, Any], log: Sequence[LogRow]
+    optimizer: Optimizer, checkpoints: Checkpoints, meter: Meter, identity: Mapping[str, Any], log: Sequence[LogRow]
 ) -> Callable[[], None]:
     """A function that checkpoints the present state, unless that was done already."""
 

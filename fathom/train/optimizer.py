@@ -1,8 +1,10 @@
-"""AdamW with float32 master weights under a model of any precision, and its state as named tensors.
+"""AdamW over a model's parameters, and its state as named tensors; float32 arithmetic, storage as configured.
 
-Where the model computes in float32 its own parameters are the masters; where it computes in
-bfloat16 the masters stand beside it, gradients are accumulated into them in float32, and every
-update is rounded back once. It does not schedule, log or decide when to step.
+`MasterAdamW` holds everything in float32: where the model computes in float32 its own parameters
+are the masters; where it computes in bfloat16 the masters stand beside it, gradients are
+accumulated into them in float32, and every update is rounded back once. `FusedAdamW` stores
+moments in 8 bits or masters as halves, and touches every byte once. Neither schedules, logs or
+decides when to step.
 """
 
 from __future__ import annotations
@@ -11,6 +13,18 @@ import math
 from collections.abc import Mapping
 
 import torch
+
+from fathom.train.adamw import Moments, Rule, square_sums, update_
+from fathom.train.config import OptimizerConfig
+
+
+def open_optimizer(
+    model: torch.nn.Module, config: OptimizerConfig, betas: tuple[float, float], weight_decay: float, seed: int
+) -> Optimizer:
+    """The optimizer of a configuration. seed: of stochastic rounding."""
+    if (config.states, config.master) == ("float32", "float32"):
+        return MasterAdamW(model, betas, weight_decay)
+    return FusedAdamW(model, config, betas, weight_decay, seed)
 
 
 class MasterAdamW:
@@ -27,6 +41,7 @@ class MasterAdamW:
             {"params": [m for m in self._masters.values() if m.ndim < 2], "weight_decay": 0.0},
         ]
         self._adamw = torch.optim.AdamW(groups, betas=betas, fused=True)
+        self._finite = True
 
     def accumulate(self) -> None:
         """Add the model's gradients to those of the masters; call after every backward pass."""
@@ -40,12 +55,16 @@ class MasterAdamW:
                 master.grad.add_(p.grad)
             p.grad = None
 
-    def clip(self, limit: float | None) -> float:
-        """Scale the gradients down to a total norm of `limit` (None: leave them); returns the norm before."""
-        return torch.nn.utils.clip_grad_norm_(self._masters.values(), limit or math.inf).item()
+    def clip(self, limit: float | None) -> torch.Tensor:
+        """Scale the gradients down to a total norm of `limit` (None: leave them); the norm before, a scalar tensor."""
+        norm = torch.nn.utils.clip_grad_norm_(self._masters.values(), limit or math.inf)
+        self._finite = bool(norm.isfinite())
+        return norm
 
     def step(self, rate: float) -> None:
-        """Update masters and model at this learning rate."""
+        """Update masters and model at this learning rate; nothing where `clip` found a norm that is not finite."""
+        if not self._finite:
+            return
         for group in self._adamw.param_groups:
             group["lr"] = rate
         self._adamw.step()
@@ -73,6 +92,10 @@ class MasterAdamW:
             for key, value in self._adamw.state.get(master, {}).items()
         }
 
+    def saved_bytes(self) -> int:
+        """Of `weights` and `moments` together, once there are moments."""
+        return 3 * sum(master.nbytes for master in self._masters.values())
+
     @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
         """Take back what `weights` and `moments` returned, into masters and model."""
@@ -85,3 +108,89 @@ class MasterAdamW:
             self._parameters[name].copy_(master)
             if name in remembered:
                 self._adamw.state[master] = remembered[name]
+
+
+class FusedAdamW:
+    """AdamW with compact storage: one pass over each weight, its gradient and its moments; weight decay on matrices only.
+
+    Gradients stay in the model's precision, where the backward passes add them up. Clipping is a
+    factor that waits on the device for `step`, so nothing here waits for the device. An update
+    whose gradient norm is not finite leaves everything as it was.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: OptimizerConfig,
+        betas: tuple[float, float],
+        weight_decay: float,
+        seed: int,
+    ) -> None:
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._betas, self._weight_decay, self._seed = betas, weight_decay, seed
+        self._moments = {name: Moments.zero(p, config.states) for name, p in self._parameters.items()}
+        self._low = {
+            name: torch.zeros(p.numel(), dtype=torch.int16, device=p.device)
+            for name, p in self._parameters.items()
+            if config.master == "split" and p.dtype == torch.bfloat16
+        }
+        self._updates = torch.zeros(2, dtype=torch.int64)
+        """Since the moments were zero, and in all: the bias correction and the random bits."""
+        self._factor: torch.Tensor | None = None
+
+    def accumulate(self) -> None:
+        """Nothing: autograd has added the gradients already."""
+
+    def clip(self, limit: float | None) -> torch.Tensor:
+        """Have `step` scale the gradients to a total norm of `limit` (None: leave them); the norm before, a scalar tensor."""
+        norm = square_sums([p.grad for p in self._parameters.values() if p.grad is not None]).sqrt()
+        wanted = torch.ones_like(norm) if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
+        self._factor = torch.where(norm.isfinite(), wanted, math.nan)
+        return norm
+
+    def step(self, rate: float) -> None:
+        """Update the model at this learning rate, with the factor that `clip` found."""
+        if self._factor is None:
+            self.clip(None)
+        self._updates += 1
+        step, draw = self._updates.tolist()
+        for number, (name, p) in enumerate(self._parameters.items()):
+            if p.grad is not None:
+                decay = self._weight_decay if p.ndim >= 2 else 0.0
+                rule = Rule(rate, *self._betas, decay, step, self._seed, number, draw)
+                update_(p.detach(), self._low.get(name), p.grad, self._moments[name], self._factor, rule)
+        self._factor = None
+
+    def drop_gradients(self) -> None:
+        for p in self._parameters.values():
+            p.grad = None
+
+    def forget_moments(self) -> None:
+        """Start the moments and their bias correction anew, as in a fresh run on the present weights."""
+        self._updates[0] = 0
+        for moments in self._moments.values():
+            for stored in moments.named().values():
+                stored.zero_()
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's own weights by parameter name; not copies. With a split master, rounded (`moments` has the rest)."""
+        return {name: p.detach() for name, p in self._parameters.items()}
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """All else that an exact resume needs, as "parameter/moment" and "optimizer/updates"; not copies."""
+        state = {f"{name}/{key}": t for name, stored in self._moments.items() for key, t in stored.named().items()}
+        return state | {f"{name}/low": low for name, low in self._low.items()} | {"optimizer/updates": self._updates}
+
+    def saved_bytes(self) -> int:
+        """Of `weights` and `moments` together."""
+        return sum(tensor.nbytes for tensor in (*self.weights().values(), *self.moments().values()))
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `weights` and `moments` returned."""
+        for present, saved in ((self.weights(), weights), (self.moments(), moments)):
+            for name, tensor in present.items():
+                tensor.copy_(saved[name])
+
+
+Optimizer = MasterAdamW | FusedAdamW
