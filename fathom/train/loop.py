@@ -29,7 +29,8 @@ from fathom.train.batch import Pack
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import OptimizerConfig
 from fathom.train.model import pack_logprobs
-    model: torch.nn.Module, method: Method, step: Step, optimizer: Optimizer, config: LoopConfig, index: int
+from fathom.train.optimizer import Optimizer, open_optimizer
+from fathom.train.watch import Watch
 from fathom.weights import os_errors
 
 EXIT_STOPPED = 75
