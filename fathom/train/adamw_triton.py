@@ -16,8 +16,8 @@ import triton.language as tl
 
 from fathom.train.adamw import BLOCK, M_CODES, TINY, V_CODES, WORDS, Moments, Rule
 
-ROWS = 4
-"""Groups of 1024 elements that one program updates."""
+ROWS, WARPS = 4, 4
+"""Groups of 1024 elements that one program updates, and its warps."""
 
 NORM_TILE, NORM_TILES = 4096, 16
 """Elements summed at a time, and how often, by one program of the norm."""
@@ -134,7 +134,7 @@ def update_(
         weight, weight if low is None else low, grad.view(torch.int16) if halves else grad,
         moments.m, moments.v, moments.m_scale if coded else moments.m, moments.v_scale if coded else moments.v,
         factor, count, rule.seed, rule.tensor, rule.draw, *rule.scalars(),
-        MASTER=master, GRAD16=halves, CODED=coded, ROWS=ROWS, num_warps=4,
+        MASTER=master, GRAD16=halves, CODED=coded, ROWS=ROWS, num_warps=WARPS,
     )  # fmt: skip
 
 
