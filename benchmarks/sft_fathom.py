@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from dataclasses import replace
+
 import torch
 from sft_workload import BETAS, CLIP, LEARNING_RATE, Clock, Workload, random_model
 
@@ -28,16 +31,39 @@ class Side:
         self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
 
     def run(self, workload: Workload, clock: Clock, pack_tokens: int) -> None:
-        """Train on a workload, after the ones before; figures go to the clock."""
+        """Train on a workload, after the ones before; figures go to the clock.
+
+        Where the plan was too hopeful it is made again with less memory, and that is told.
+        """
         steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
-        longest = max(len(some.ids_T) for packs in steps for some in packs)
-        plan = plan_memory(self.shape, longest, STORAGE, self.room, packs=max(map(len, steps)))
-        self.step.plans = list(plan.per_layer)
-        clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
-        clock.start()
-        for packs in steps:
-            clock.tick(self.take_step(packs))
-        clock.save()
+        longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
+        for attempt in range(3):
+            plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, packs=max(map(len, steps)))
+            self.step.plans = list(plan.per_layer)
+            clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
+            clock.extra |= {"plans_that_ran_out": attempt} if attempt else {}
+            try:
+                self.warm_up(longest)
+                clock.start()
+                for packs in steps:
+                    clock.tick(self.take_step(packs))
+                clock.save()
+                return
+            except torch.OutOfMemoryError:
+                clock.seconds, clock.losses = [], []
+                self.forget_pass()
+                self.room = replace(self.room, device_bytes=self.room.device_bytes - 7 * GIB)
+        raise MemoryError(f"{workload.name}: three plans ran out of memory")
+
+    def warm_up(self, some: Pack) -> None:
+        """Compiles kernels and pins host memory, once for every plan; the model stays as it is."""
+        self.step.accumulate(some, torch.zeros_like(some.weights_N, device=self.device))
+        self.optimizer.drop_gradients()
+
+    def forget_pass(self) -> None:
+        self.optimizer.drop_gradients()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def take_step(self, packs: list[Pack]) -> float:
         """One optimizer step; its mean loss in nats per token."""

@@ -52,7 +52,7 @@ class Workload:
 
 
 def workloads(full: int, steps: int, many_steps: int, seed: int) -> dict[str, Workload]:
-    """one: a full-length row a step. sixteen: that many. mix: sixteen rows of mixed lengths a step."""
+    """one: a full-length row a step. sixteen: that many. mix: sixteen rows of mixed lengths a step. packed: all of them in one."""
     spread = math.sqrt(math.log(1 + VARIATION**2))
     draw = np.random.default_rng(seed).lognormal(math.log(MEAN) - spread**2 / 2, spread, (many_steps, 16))
     mixed = np.clip(draw * full / CAP, 16, full).astype(int).tolist()
@@ -60,6 +60,7 @@ def workloads(full: int, steps: int, many_steps: int, seed: int) -> dict[str, Wo
         "one": Workload("one", [[full]] * steps, min(5, steps - 1)),
         "sixteen": Workload("sixteen", [[full] * 16] * many_steps, 0 if many_steps == 1 else 1),
         "mix": Workload("mix", mixed, 0 if many_steps == 1 else 1),
+        "packed": Workload("packed", [[length for lengths in mixed for length in lengths]], 0),
     }
 
 
@@ -137,7 +138,11 @@ class Clock:
     def figures(self) -> dict[str, Any]:
         """Rates over the median of the steps that count."""
         counted = list(zip(self.seconds, self.workload.steps, strict=False))[self.workload.skip :]
-        found: dict[str, Any] = {"steps": len(self.seconds), "seconds": rounded(self.seconds), "losses": rounded(self.losses)}
+        found: dict[str, Any] = {
+            "steps": len(self.seconds),
+            "seconds": rounded(self.seconds),
+            "losses": rounded(self.losses),
+        }
         if counted:
             rates = [sum(lengths) / seconds for seconds, lengths in counted]
             flops = [model_flops(self.shape, lengths) / seconds for seconds, lengths in counted]

@@ -41,8 +41,8 @@ FLOPS = 5.7e14
 CONTEXT_BYTES = 0.7e9
 """CUDA context and library workspaces, outside the allocator."""
 
-FRAGMENTATION = 0.02
-"""Share of the memory that the allocator can't hand out again."""
+MARGIN = 0.05
+"""Share of the memory that a plan leaves: fragmentation, and what it can't foresee. Offloading that much costs nothing."""
 
 LOGITS_BYTES = 1.25 * GIB
 """Logits of one chunk of the loss, with their gradient."""
@@ -177,7 +177,7 @@ def solve(work: Work, room: Room) -> MemoryPlan | None:
     The first layers move first: their tensors wait longest, and come back as those of later layers are freed.
     """
     sizes, layers = work.tensor_bytes(), work.shape.layers
-    allowed = room.device_bytes * (1 - FRAGMENTATION) - CONTEXT_BYTES
+    allowed = room.device_bytes * (1 - MARGIN) - CONTEXT_BYTES
     hidden = LINK_SHARE * room.link * work.layer_seconds(room.flops)
     plan = [dict.fromkeys(sizes, "keep") for _ in range(layers)]
     moved = 0
