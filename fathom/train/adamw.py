@@ -16,7 +16,8 @@ Storage of a value, where it is not float32:
 
 Random bits: Philox4x32-10 (Salmon et al. 2011), key = seed, counter = (place, tensor, update, 0). Element
 i of a tensor takes word (i // 256) % 4 of place (i // 1024) * 256 + i % 256: its low half rounds the
-weight and its high half both moments. So an update is a function of its inputs alone and resumes exactly.
+weight and its high half both moments. So an update is a function of its inputs alone and resumes
+exactly, and where a tensor is sharded in multiples of 1024 elements, on any number of devices.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class Rule:
-    """Scalars of one update. step: updates since the moments were zero, from 1. seed, tensor, draw: which random bits."""
+    """Scalars of one update. step: updates since the moments were zero, from 1.
+
+    seed, tensor, draw: which random bits; start: where in the whole tensor this part of it begins.
+    """
 
     rate: float
     beta1: float
@@ -49,6 +53,7 @@ class Rule:
     seed: int = 0
     tensor: int = 0
     draw: int = 0
+    start: int = 0
     eps: float = 1e-8
 
     def scalars(self) -> tuple[float, ...]:
@@ -62,7 +67,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Moments:
-    """Both moments of one tensor, flat: float32 without scales, or codes (int8, uint8) with a float32 scale a block."""
+    """Both moments of one tensor, in its shape: float32 without scales, or codes (int8, uint8) with a float32 scale a block."""
 
     m: torch.Tensor
     v: torch.Tensor
@@ -72,13 +77,13 @@ class Moments:
     @classmethod
     def zero(cls, like: torch.Tensor, states: str) -> Moments:
         """For a tensor like this one; states: float32 or int8."""
-        count, device = like.numel(), like.device
         if states == "float32":
-            return cls(*(torch.zeros(count, dtype=torch.float32, device=device) for _ in range(2)))
+            return cls(*(torch.zeros_like(like, dtype=torch.float32) for _ in range(2)))
+        blocks = -(-like.numel() // BLOCK)
         return cls(
-            torch.zeros(count, dtype=torch.int8, device=device),
-            torch.zeros(count, dtype=torch.uint8, device=device),
-            *(torch.zeros(-(-count // BLOCK), dtype=torch.float32, device=device) for _ in range(2)),
+            torch.zeros_like(like, dtype=torch.int8),
+            torch.zeros_like(like, dtype=torch.uint8),
+            *(torch.zeros(blocks, dtype=torch.float32, device=like.device) for _ in range(2)),
         )
 
     def named(self) -> dict[str, torch.Tensor]:
@@ -112,7 +117,7 @@ def update_(
     beta1, rest1, beta2, rest2, shrink, size, root2, eps = rule.scalars()
     bits = random_bits(weight.numel(), rule)
     chance = (bits >> 16).float() * 2**-16
-    m, v = (moments.m, moments.v) if moments.m_scale is None else decode(moments)
+    m, v = decode(moments)
     g = grad.flatten().float() * factor
     m = beta1 * m + rest1 * g
     v = beta2 * v + rest2 * (g * g)
@@ -121,8 +126,8 @@ def update_(
     w = shrink * w - size * m / (root * root2 + eps)
     write_weight(weight, low, w, bits)
     if moments.m_scale is None:
-        moments.m.copy_(m)
-        moments.v.copy_(v)
+        moments.m.view(-1).copy_(m)
+        moments.v.view(-1).copy_(v)
     else:
         encode(moments, m, root, chance)
 
@@ -132,7 +137,7 @@ def read_weight(weight: torch.Tensor, low: torch.Tensor | None) -> torch.Tensor:
     flat = weight.detach().flatten()
     if low is None:
         return flat.float()
-    return ((flat.view(torch.int16).int() << 16) + low.int()).view(torch.float32)
+    return ((flat.view(torch.int16).int() << 16) + low.view(-1).int()).view(torch.float32)
 
 
 def write_weight(weight: torch.Tensor, low: torch.Tensor | None, master: torch.Tensor, bits: torch.Tensor) -> None:
@@ -146,13 +151,15 @@ def write_weight(weight: torch.Tensor, low: torch.Tensor | None, master: torch.T
         high = (pattern + (bits & 0xFFFF).int()) >> 16
     else:
         high = (pattern + 0x8000) >> 16
-        low.copy_((pattern - (high << 16)).to(torch.int16))
+        low.view(-1).copy_((pattern - (high << 16)).to(torch.int16))
     flat.view(torch.int16).copy_(high.to(torch.int16))
 
 
 def decode(moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both of 8-bit moments, float32, flat."""
-    m, v = moments.m.float(), moments.v.float()
+    """Both moments in float32, flat."""
+    m, v = moments.m.view(-1).float(), moments.v.view(-1).float()
+    if moments.m_scale is None:
+        return m, v
     root = v * v * _spread(moments.v_scale * (1 / V_CODES**2), len(v))
     return m * m.abs() * _spread(moments.m_scale * (1 / M_CODES**2), len(m)), root * root
 
@@ -163,8 +170,8 @@ def encode(moments: Moments, m: torch.Tensor, root: torch.Tensor, chance: torch.
     m_code = _root(m.abs() * _spread(_over(M_CODES**2, m_scale), len(m))) + chance
     v_code = _root(root * _spread(_over(V_CODES**2, v_scale), len(m))) + chance
     m_code = m_code.floor().clamp_(max=M_CODES)
-    moments.m.copy_(torch.where(m < 0, -m_code, m_code))
-    moments.v.copy_(v_code.floor().clamp_(1, V_CODES))
+    moments.m.view(-1).copy_(torch.where(m < 0, -m_code, m_code))
+    moments.v.view(-1).copy_(v_code.floor().clamp_(1, V_CODES))
     moments.m_scale.copy_(m_scale)
     moments.v_scale.copy_(v_scale)
 
@@ -190,7 +197,7 @@ def _spread(scales: torch.Tensor, count: int) -> torch.Tensor:
 def random_bits(count: int, rule: Rule) -> torch.Tensor:
     """32 bits for each of `count` elements, as int64 in [0, 2**32)."""
     groups = -(-count // (BLOCK * WORDS))
-    places = torch.arange(groups * BLOCK)
+    places = rule.start // WORDS + torch.arange(groups * BLOCK)
     words = philox((places, *(torch.full_like(places, n) for n in (rule.tensor, rule.draw, 0))), rule.seed)
     return torch.stack([word.view(groups, BLOCK) for word in words], 1).flatten()[:count]
 

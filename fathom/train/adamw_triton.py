@@ -58,9 +58,9 @@ def _codes(magnitude, scale, chance, CODES: tl.constexpr):
     return tl.minimum(tl.floor(tl.sqrt(magnitude * over[:, None]) + chance), CODES)
 
 
-@triton.jit(do_not_specialize=["tensor", "draw", "seed"])
+@triton.jit(do_not_specialize=["seed", "tensor", "draw", "first"])
 def _update(
-    WEIGHT, LOW, GRAD, M, V, M_SCALE, V_SCALE, FACTOR, count, seed, tensor, draw,
+    WEIGHT, LOW, GRAD, M, V, M_SCALE, V_SCALE, FACTOR, count, seed, tensor, draw, first,
     beta1, rest1, beta2, rest2, shrink, size, root2, eps,
     MASTER: tl.constexpr, GRAD16: tl.constexpr, CODED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -70,7 +70,7 @@ def _update(
         column = tl.arange(0, _BLOCK)
         place = row[:, None] * _BLOCK + column[None, :]
         none = tl.zeros_like(place)
-        words = tl.philox(seed, place, none + tensor, none + draw, none)
+        words = tl.philox(seed, place + first, none + tensor, none + draw, none)
         for word in tl.static_range(_WORDS):
             block = row.to(tl.int64) * _WORDS + word
             at = block[:, None] * _BLOCK + column[None, :]
@@ -133,7 +133,7 @@ def update_(
     _update[(triton.cdiv(count, ROWS * WORDS * BLOCK),)](
         weight, weight if low is None else low, grad.view(torch.int16) if halves else grad,
         moments.m, moments.v, moments.m_scale if coded else moments.m, moments.v_scale if coded else moments.v,
-        factor, count, rule.seed, rule.tensor, rule.draw, *rule.scalars(),
+        factor, count, rule.seed, rule.tensor, rule.draw, rule.start // WORDS, *rule.scalars(),
         MASTER=master, GRAD16=halves, CODED=coded, ROWS=ROWS, num_warps=WARPS,
     )  # fmt: skip
 

@@ -13,7 +13,9 @@ import math
 from collections.abc import Mapping
 
 import torch
+from torch.distributed.tensor import DTensor
 
+from fathom.errors import InputError
 from fathom.train.adamw import Moments, Rule, square_sums, update_
 from fathom.train.config import OptimizerConfig
 
@@ -115,7 +117,8 @@ class FusedAdamW:
 
     Gradients stay in the model's precision, where the backward passes add them up. Clipping is a
     factor that waits on the device for `step`, so nothing here waits for the device. An update
-    whose gradient norm is not finite leaves everything as it was.
+    whose gradient norm is not finite leaves everything as it was. Vectors (norms, biases) keep
+    float32 moments. Of a sharded model each process updates its shards.
     """
 
     def __init__(
@@ -128,9 +131,12 @@ class FusedAdamW:
     ) -> None:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._betas, self._weight_decay, self._seed = betas, weight_decay, seed
-        self._moments = {name: Moments.zero(p, config.states) for name, p in self._parameters.items()}
+        self._moments = {
+            name: Moments.zero(local(p).detach(), config.states if p.ndim >= 2 else "float32")
+            for name, p in self._parameters.items()
+        }
         self._low = {
-            name: torch.zeros(p.numel(), dtype=torch.int16, device=p.device)
+            name: torch.zeros_like(local(p).detach(), dtype=torch.int16)
             for name, p in self._parameters.items()
             if config.master == "split" and p.dtype == torch.bfloat16
         }
@@ -143,7 +149,11 @@ class FusedAdamW:
 
     def clip(self, limit: float | None) -> torch.Tensor:
         """Have `step` scale the gradients to a total norm of `limit` (None: leave them); the norm before, a scalar tensor."""
-        norm = square_sums([p.grad for p in self._parameters.values() if p.grad is not None]).sqrt()
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        squares = square_sums([local(grad) for grad in gradients])
+        if isinstance(gradients[0], DTensor):
+            torch.distributed.all_reduce(squares, group=gradients[0].device_mesh.get_group())
+        norm = squares.sqrt()
         wanted = torch.ones_like(norm) if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
         self._factor = torch.where(norm.isfinite(), wanted, math.nan)
         return norm
@@ -157,8 +167,9 @@ class FusedAdamW:
         for number, (name, p) in enumerate(self._parameters.items()):
             if p.grad is not None:
                 decay = self._weight_decay if p.ndim >= 2 else 0.0
-                rule = Rule(rate, *self._betas, decay, step, self._seed, number, draw)
-                update_(p.detach(), self._low.get(name), p.grad, self._moments[name], self._factor, rule)
+                rule = Rule(rate, *self._betas, decay, step, self._seed, number, draw, first_element(p))
+                weight, grad = local(p.detach()), local(p.grad)
+                update_(weight, self._low.get(name), grad, self._moments[name], self._factor, rule)
         self._factor = None
 
     def drop_gradients(self) -> None:
@@ -177,9 +188,16 @@ class FusedAdamW:
         return {name: p.detach() for name, p in self._parameters.items()}
 
     def moments(self) -> dict[str, torch.Tensor]:
-        """All else that an exact resume needs, as "parameter/moment" and "optimizer/updates"; not copies."""
-        state = {f"{name}/{key}": t for name, stored in self._moments.items() for key, t in stored.named().items()}
-        return state | {f"{name}/low": low for name, low in self._low.items()} | {"optimizer/updates": self._updates}
+        """All else that an exact resume needs, as "parameter/moment"; not copies. Sharded as the parameter is.
+
+        "updates" stands with the first parameter and is of all of them.
+        """
+        state = {}
+        for name, p in self._parameters.items():
+            low = {"low": self._low[name]} if name in self._low else {}
+            for key, part in {**self._moments[name].named(), **low}.items():
+                state[f"{name}/{key}"] = like_parameter(part, p)
+        return state | {f"{next(iter(self._parameters))}/updates": self._updates}
 
     def saved_bytes(self) -> int:
         """Of `weights` and `moments` together."""
@@ -187,10 +205,47 @@ class FusedAdamW:
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `weights` and `moments` returned."""
+        """Take back what `weights` and `moments` returned, in this process or in others that sharded them otherwise."""
         for present, saved in ((self.weights(), weights), (self.moments(), moments)):
             for name, tensor in present.items():
-                tensor.copy_(saved[name])
+                local(tensor).copy_(own_part(saved[name], tensor))
 
 
 Optimizer = MasterAdamW | FusedAdamW
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor; a plain one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def first_element(p: torch.Tensor) -> int:
+    """Where this process's part of a tensor sharded over its rows begins, in elements; 0 where it is whole."""
+    if not isinstance(p, DTensor):
+        return 0
+    rows = -(-p.shape[0] // p.device_mesh.size())
+    return min(p.device_mesh.get_local_rank() * rows, p.shape[0]) * (p.numel() // p.shape[0])
+
+
+def like_parameter(part: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """This process's part of a state (of the parameter's shape, or one value a block) as a shard of the whole state."""
+    if not isinstance(p, DTensor):
+        return part
+    if part.shape == local(p).shape:
+        return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+    return DTensor.from_local(part, p.device_mesh, p.placements, run_check=False)
+
+
+def own_part(saved: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """What this process needs of a saved tensor. Raises InputError where blocks of 256 fall on other borders now."""
+    if isinstance(saved, DTensor) or not isinstance(present, DTensor):
+        part = local(saved)
+    else:
+        start = first_element(present) // max(1, present[0].numel())
+        part = saved[start : start + len(local(present))]
+    if part.shape != local(present).shape:
+        raise InputError(
+            f"optimizer state of {tuple(saved.shape)} values does not divide into {tuple(present.shape)}: "
+            "its blocks of 256 weights do not fit this number of devices; resume on as many as before"
+        )
+    return part
