@@ -14,7 +14,7 @@ import signal
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,7 +23,8 @@ from fathom.errors import BudgetStop, WorkError
 from fathom.ledger import Meter
 from fathom.train.batch import Pack
 from fathom.train.checkpoint import Checkpoints
-from fathom.train.optimizer import MasterAdamW
+from fathom.train.config import OptimizerConfig
+from fathom.train.optimizer import Optimizer, open_optimizer
 from fathom.train.parallel import Forward, World, shard, whole
 from fathom.train.state import Saver, require_space, resume
 from fathom.train.watch import Watch
@@ -65,8 +66,8 @@ class LoopConfig:
     """How steps are taken.
 
     warmup: fraction of a cycle. clip: largest gradient norm, None for no clipping. weight_decay:
-    on matrices, not on norms and biases. spike: stop when the loss exceeds this many times the
-    median of the last 32, plus one nat. checkpoint_every: steps.
+    on matrices, not on norms and biases. optimizer: how its state is stored. spike: stop when the
+    loss exceeds this many times the median of the last 32, plus one nat. checkpoint_every: steps.
     """
 
     learning_rate: float
@@ -75,6 +76,7 @@ class LoopConfig:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     spike: float = 4.0
     checkpoint_every: int = 100
     seed: int = 0
@@ -86,7 +88,7 @@ LogRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """weights: the float32 master weights by parameter name. log: one row per step."""
+    """weights: of the optimizer by parameter name, float32 where it keeps them so. log: one row per step."""
 
     weights: dict[str, torch.Tensor]
     log: list[LogRow]
@@ -114,7 +116,7 @@ def train(
     """
     world = world or World()
     forward = forward or shard(model, world, model.dtype)
-    optimizer = MasterAdamW(model, config.betas, config.weight_decay)
+    optimizer = open_optimizer(model, config.optimizer, config.betas, config.weight_decay, config.seed)
     log = resume(optimizer, checkpoints, identity, world)
     require_space(optimizer, checkpoints)
     saver = Saver(optimizer, checkpoints, meter, identity, log, world)
@@ -148,7 +150,7 @@ def optimizer_step(
     forward: Forward,
     method: Method,
     step: Step,
-    optimizer: MasterAdamW,
+    optimizer: Optimizer,
     config: LoopConfig,
     index: int,
     world: World | None = None,
@@ -158,20 +160,24 @@ def optimizer_step(
     place, length = method.cycle(index)
     if place == 0:
         optimizer.forget_moments()
-    total = 0.0
+    losses = []
     for pack in world.mine(step.packs):
         loss = method.loss(forward(pack), pack) / step.normalizer
         loss.backward()
         optimizer.accumulate()
-        total += loss.item()
-    total = world.total(total)
+        losses.append(loss.detach())
     norm = optimizer.clip(config.clip)
     rate = learning_rate(config, place, length)
-    if math.isfinite(total) and math.isfinite(norm):
-        optimizer.step(rate)
+    optimizer.step(rate)
     optimizer.drop_gradients()
-    trained = sum(len(pack.targets_N) for pack in step.packs)
-    return {"step": index + 1, "epoch": step.epoch, "loss": total, "lr": rate, "grad_norm": norm, "tokens": trained}
+    return {
+        "step": index + 1,
+        "epoch": step.epoch,
+        "loss": world.total(sum(loss.item() for loss in losses)),  # here, and not before, the host waits for the device
+        "lr": rate,
+        "grad_norm": whole(norm).item(),
+        "tokens": sum(len(pack.targets_N) for pack in step.packs),
+    }
 
 
 def learning_rate(config: LoopConfig, place: int, length: int) -> float:
@@ -192,7 +198,7 @@ def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpo
     row = log[-1]
     recent = [earlier["loss"] for earlier in log[-SPIKE_WINDOW - 1 : -1]]
     limit = config.spike * statistics.median(recent) + 1.0 if len(recent) == SPIKE_WINDOW else math.inf
-    if math.isfinite(row["grad_norm"]) and row["loss"] <= limit:
+    if math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"]) and row["loss"] <= limit:
         return
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step-{saved[0]}" if saved else "no checkpoint was saved yet"

@@ -212,6 +212,7 @@ def loop_config(config: SftConfig, seed: int) -> LoopConfig:
         schedule=config.schedule,
         weight_decay=config.weight_decay,
         clip=config.clip,
+        optimizer=config.optimizer,
         checkpoint_every=config.checkpoint_every,
         seed=seed,
     )

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.train.checkpoint import Checkpoints
-from fathom.train.optimizer import MasterAdamW
+from fathom.train.optimizer import Optimizer
 from fathom.train.parallel import World
 from fathom.weights import os_errors
 
@@ -40,7 +40,7 @@ class Saver:
 
     def __init__(
         self,
-        optimizer: MasterAdamW,
+        optimizer: Optimizer,
         checkpoints: Checkpoints,
         meter: Meter,
         identity: Mapping[str, Any],
@@ -99,7 +99,7 @@ class Saver:
 
 
 def resume(
-    optimizer: MasterAdamW, checkpoints: Checkpoints, identity: Mapping[str, Any], world: World
+    optimizer: Optimizer, checkpoints: Checkpoints, identity: Mapping[str, Any], world: World
 ) -> list[dict[str, Any]]:
     """Load the newest checkpoint that verifies; return its log ([] when there never was one)."""
     found = world.told_by_first(checkpoints.newest)
@@ -141,10 +141,10 @@ def _like(master: torch.Tensor, size: torch.Size, dtype: torch.dtype) -> torch.T
     return torch.empty(size, dtype=dtype, device=device)
 
 
-def require_space(optimizer: MasterAdamW, checkpoints: Checkpoints) -> None:
-    """Raise InputError when the disk can't hold two checkpoints (weights and two moments each)."""
+def require_space(optimizer: Optimizer, checkpoints: Checkpoints) -> None:
+    """Raise InputError when the disk can't hold two checkpoints (weights and moments each)."""
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    need = 2 * 3 * sum(w.numel() * w.element_size() for w in optimizer.weights().values())
+    need = 2 * optimizer.saved_bytes()
     free = shutil.disk_usage(checkpoints.directory).free
     if free < need:
         raise InputError(f"{checkpoints.directory}: two checkpoints need {need:,} bytes and {free:,} are free")
