@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fathom"
 LEVELS: list[set[str]] = [
     {"errors"},
     {"records"},
-    {"config", "bill", "physics"},
+    {"config", "bill", "physics", "boxed"},
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts"},
     {"ledger"},

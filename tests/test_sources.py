@@ -110,13 +110,19 @@ def test_where_limit_and_unusable_golds(tmp_path):
               "reject_golds": ["proof"], "numeric_gold": True}  # fmt: skip
     metrics, problems, _, removed = run(tmp_path, source)
     assert [p.gold for p in problems] == ["1", "$3.5$", "4"]
-    assert [(r["id"], r["reason"]) for r in removed] == [
-        ("r-000002", "no usable gold ('')"),
-        ("r-000004", "no usable gold ('proof')"),
-        ("r-000005", "gold 'x+1' is not a number"),
+    assert [(r["id"], r["reason"], r["text"]) for r in removed] == [
+        ("r-000002", "no usable gold", "''"),
+        ("r-000004", "no usable gold", "'proof'"),
+        ("r-000005", "gold is not a number", "'x+1'"),
     ]
-    assert [count for _, count in metrics["funnel"]] == [7, 6, 3]
-    assert metrics["problems"] + len(removed) == metrics["funnel"][1][1]
+    assert metrics["set_aside"] == {"no usable gold": 2, "gold is not a number": 1}
+    assert metrics["funnel"] == [
+        ["rows read", 7],
+        ["wanted by the sources' filters", 6],
+        ["left without: no usable gold", 4],
+        ["left without: gold is not a number", 3],
+        ["problems", 3],
+    ]
     _, problems, _, _ = run(tmp_path, {**source, "limit": 2})
     assert [p.gold for p in problems] == ["1", "$3.5$"]
 
@@ -167,7 +173,7 @@ def test_openr1_rows_become_problems_with_teacher_chains(tmp_path):
         (0, "stop", "deepseek-ai/DeepSeek-R1", True),
         (1, "length", "deepseek-ai/DeepSeek-R1", False),
     ]
-    assert [r["reason"] for r in removed] == ["no usable gold ('proof')"]
+    assert [(r["reason"], r["text"]) for r in removed] == [("no usable gold", "'proof'")]
     assert metrics["by_source"] == {"openr1-math-220k": 1}
 
 
@@ -211,12 +217,12 @@ def test_a_duplicate_id_names_both_places(tmp_path):
 @pytest.mark.parametrize(
     ("content", "source", "message"),
     [
-        (b'{"problem": "q"}\n', {}, r"r\.jsonl:1: no column 'answer'; there are: problem"),
+        (b'{"problem": "q"}\n', {}, r"r\.jsonl:1: no column 'answer' \(there are: problem\)"),
         (b'{"problem": "q", "answer": "1"}\n{"problem": "\xff"}\n', {}, r"r\.jsonl:2: not UTF-8"),
         (b'{"problem": "q", "answer": \n', {}, r"r\.jsonl:1: not JSON"),
         (b'[1]\n', {}, r"r\.jsonl:1: expected an object, got list"),
-        (b'{"problem": 3, "answer": "1"}\n', {}, r"r\.jsonl:1: columns 'problem' and 'answer' must hold text"),
-        (b'{"problem": "q", "answer": "1", "d": "hard"}\n', {"columns": {"difficulty": "d"}}, "d: expected a number"),
+        (b'{"problem": 3, "answer": "1"}\n', {}, r"r\.jsonl:1: question is not text \(int\)"),
+        (b'{"problem": "q", "answer": "1", "d": "hard"}\n', {"columns": {"difficulty": "d"}}, "difficulty is not a number \\('hard'\\)"),
         (b'{"problem": "q", "answer": ""}\n', {}, r"no problem left of 1 rows read \(1 wanted\) from r"),
         (b"", {}, "no problem left of 0 rows"),
         (b'{"problem": "q", "answer": "1", "t": ["a"], "n": [1, 2]}\n', {"chains": {"text": "t", "tokens": "n"}},

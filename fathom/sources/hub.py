@@ -1,114 +1,90 @@
-"""Corpora of the Hugging Face hub: a declaration each, read through `datasets` in streaming form.
+"""Corpora of the Hugging Face hub, read through `datasets` in streaming form.
 
-Nothing is downloaded before a stage runs, and only the rows that are read. A local snapshot with
-the hub's file layout (`path`) is read the same way.
+Nothing is downloaded before a stage runs, and then only the rows that are read, which go by one at a time.
+A local snapshot with the hub's file layout (`path`) is read the same way. What the corpora are is
+declared in `corpora.py`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fathom.config import FileInput
 from fathom.errors import InputError, WorkError
-from fathom.sources.rows import ChainColumns, Columns, Loaded, RowFilter, RowSpec, to_chains, to_problem, wanted
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where a corpus is and how its rows read. no_gold: what stands in place of an answer."""
-
-    repo: str
-    subset: str | None
-    split: str
-    licence: str
-    columns: Columns
-    chains: ChainColumns | None = None
-    no_gold: tuple[str, ...] = ()
-
-
-_NUMINA = ["problem_type", "question_type"]
-
-CORPORA: dict[str, Corpus] = {
-    "openr1-math-220k": Corpus(
-        repo="open-r1/OpenR1-Math-220k",
-        subset="default",
-        split="train",
-        licence="Apache-2.0",
-        columns=Columns(id="uuid", source="source", meta=_NUMINA),
-        chains=ChainColumns(
-            text="generations",
-            complete="is_reasoning_complete",
-            written_by="deepseek-ai/DeepSeek-R1",
-            meta=["correctness_math_verify", "finish_reasons"],
-        ),
-        no_gold=("proof", "notfound"),
-    ),
-    "numinamath-1.5": Corpus(
-        repo="AI-MO/NuminaMath-1.5",
-        subset=None,
-        split="train",
-        licence="Apache-2.0",
-        columns=Columns(source="source", meta=[*_NUMINA, "problem_is_valid", "solution_is_valid", "synthetic"]),
-        no_gold=("proof", "notfound"),
-    ),
-}
+from fathom.sources.corpora import CORPORA, Corpus
+from fathom.sources.files import Row
+from fathom.sources.rows import Outcome, RowFilter, outcomes
 
 
 class HubConfig(RowFilter):
     """`{name: openr1-math-220k, limit: 1000, where: {source: [olympiads]}}`.
 
-    revision: a commit of the hub's repository. path: a local snapshot in place of the hub.
-    Columns and licence are the declaration's own.
+    split: one that is not the corpus's usual one. revision: a commit of the hub's repository in place of the
+    declared one. path: a local snapshot in place of the hub. Columns and licence are the declaration's own.
     """
 
-    name: Literal["openr1-math-220k", "numinamath-1.5"]
+    name: Literal[*CORPORA]
+    split: Literal["train", "test"] | None = None
     revision: str | None = None
     path: FileInput | None = None
 
 
-def load(config: HubConfig) -> Loaded:
-    """Stream the corpus until `limit` problems are found.
+def label(config: HubConfig) -> str:
+    """The source's name in ids and tables; another split has ids of its own."""
+    return f"{config.name}-{config.split}" if config.split else config.name
 
-    Raises WorkError when the hub can't be read, InputError for a row without the declared columns.
+
+def read(config: HubConfig) -> Iterator[Outcome]:
+    """What becomes of each row.
+
+    Raises WorkError when the hub can't be read, InputError for a split or a snapshot that isn't there.
     """
     corpus = CORPORA[config.name]
-    spec = RowSpec(
-        columns=corpus.columns,
-        licence=corpus.licence,
-        reject_golds=list(corpus.no_gold),
-        numeric_gold=config.numeric_gold,
+    split = config.split or corpus.split
+    if split not in corpus.rows:
+        raise InputError(f"{config.name}: has no split {split!r}; there are: {', '.join(corpus.rows)}")
+    if config.path is not None and not Path(config.path).is_dir():
+        raise InputError(f"{config.path}: not a directory (expected a snapshot of {corpus.repo})")
+    spec = corpus.spec.model_copy(
+        update={
+            "where": {**corpus.spec.where, **config.where},
+            "numeric_gold": config.numeric_gold,
+            "limit": config.limit,
+        }
     )
-    loaded = Loaded()
-    for number, row in enumerate(_stream(corpus, config), 1):
-        where = f"{config.path or corpus.repo}: row {number}"
-        loaded.read += 1
-        if not wanted(row, config, where):
-            continue
-        if config.limit is not None and len(loaded.problems) >= config.limit:
-            break
-        loaded.kept += 1
-        problem = to_problem(row, where, spec, config.name, number)
-        if isinstance(problem, str):
-            loaded.removed.append({"id": f"{config.name}-{number:06d}", "reason": problem, "where": where})
-            continue
-        loaded.problems.append((where, problem))
-        if corpus.chains:
-            loaded.chains += to_chains(row, where, corpus.chains, problem.id)
-    return loaded
+    return outcomes(_rows(corpus, config, split), spec, label(config), corpus.chains)
 
 
-def _stream(corpus: Corpus, config: HubConfig) -> Iterator[dict[str, Any]]:
+def _rows(corpus: Corpus, config: HubConfig, split: str) -> Iterator[Row]:
     import datasets
 
-    place = config.path or corpus.repo
-    if config.path is not None and not Path(config.path).is_dir():
-        raise InputError(f"{place}: not a directory (expected a snapshot of {corpus.repo})")
-    try:
-        yield from datasets.load_dataset(
-            place, corpus.subset, split=corpus.split, revision=config.revision, streaming=True
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise WorkError(f"{place}: {str(error).splitlines()[0]}") from None
+    place, revision = config.path or corpus.repo, None if config.path else config.revision or corpus.revision
+    number = 0
+    for subset in corpus.subsets:
+        try:
+            for row in _stream(corpus, place, revision, subset, split):
+                number += 1
+                yield f"{place}: row {number}", row
+        except (OSError, ValueError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise WorkError(f"{place}: {reason}" + (f" (after row {number})" if number else "")) from None
+
+
+def _stream(corpus: Corpus, place: str, revision: str | None, subset: str | None, split: str) -> Iterator[Any]:
+    import datasets
+
+    if split not in corpus.files:
+        yield from datasets.load_dataset(place, subset, split=split, revision=revision, streaming=True)
+        return
+    root = place if Path(place).is_dir() else f"hf://datasets/{place}" + (f"@{revision}" if revision else "")
+    pattern = f"{root}/{corpus.files[split]}"
+    if pattern.endswith(".parquet"):
+        yield from datasets.load_dataset("parquet", data_files=pattern, split="train", streaming=True)
+        return
+    # Lines are parsed one by one: `datasets` would want one type of every column.
+    for line in datasets.load_dataset("text", data_files=pattern, split="train", streaming=True):
+        if line["text"].strip():
+            yield json.loads(line["text"])
