@@ -72,6 +72,15 @@ ROWS_PER_SECOND = Range(300, 2000, 10000)
 GRADED_PER_SECOND = Range(100, 1000, 10000)
 """Chains per second of the grader. Assumption."""
 
+TESTS_PER_PROBLEM = Range(2, 15, 100)
+"""Tests of a code problem. Assumption; APPS has 21 on average in its test split, TACO some 200 (papers of both)."""
+
+TEST_SECONDS = Range(0.03, 0.08, 0.5)
+"""One program on one test in the sandbox. Assumption around what the tests of this project take."""
+
+TESTED_SHARE = Range(0.6, 0.85, 1.0)
+"""Code problems whose tests pass on a reference solution. Assumption."""
+
 HUB_SECONDS = Range(120, 600, 2400)
 """Streaming one corpus from the hub. Assumption."""
 
@@ -177,6 +186,13 @@ def tokenize(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def grade(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     problems, chains = inputs[config.problems], inputs[config.chains].chains or 1
     return Estimate(Range(0.5, 2, 5) + (problems.rows * chains).over(GRADED_PER_SECOND), problems.rows, chains)
+
+
+def check_tests(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    """As if all problems were code."""
+    before = inputs[config.problems]
+    seconds = before.rows * TESTS_PER_PROBLEM * TEST_SECONDS * (1 / config.workers)
+    return Estimate(LIGHT_SECONDS + seconds, before.rows * TESTED_SHARE, before.chains)
 
 
 def given(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

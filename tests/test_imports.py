@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"ledger"},
     {"chunks", "merge_config"},
     {"sources", "engines", "graders"},
-    {"rollout", "annotate", "curate"},
+    {"rollout", "annotate", "curate", "check_tests"},
     {"train", "evaluate", "serve", "report", "merge"},
     {"recipe"},
     {"stages", "estimates", "plan_table"},

@@ -6,8 +6,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_snapshots import NUMINA, OPENR1, in_data
 
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Problem, Rollout, read_jsonl
 from fathom.sources.stage import SourcesConfig, run_sources
@@ -142,31 +143,9 @@ def test_choice_and_code_rows(tmp_path):
 
 # ------------------------------------------------------------------------------ the hub, from a local snapshot
 
-OPENR1 = {
-    "problem": "Compute $1+1$.", "solution": "2", "answer": "2", "problem_type": "Algebra",
-    "question_type": "math-word-problem", "source": "olympiads", "uuid": "f1e2",
-    "is_reasoning_complete": [True, False], "generations": ["<think>\neasy\n</think>\n\n$\\boxed{2}$", "<think>\nwell"],
-    "correctness_math_verify": [True, False], "correctness_llama": None, "finish_reasons": ["stop", "length"],
-    "correctness_count": 1, "messages": [{"content": "Compute $1+1$.", "role": "user"}],
-}  # fmt: skip
-NUMINA = {
-    "problem": "Find $x$.", "solution": "x=3", "answer": "3", "problem_type": "Algebra",
-    "question_type": "math-word-problem", "problem_is_valid": "Yes", "solution_is_valid": "Yes",
-    "source": "aops_forum", "synthetic": False,
-}  # fmt: skip
-
-
-def snapshot(path, *shards):
-    (path / "data").mkdir(parents=True)
-    config = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
-    (path / "README.md").write_text(f"---\n{config}---\n")
-    for i, rows in enumerate(shards):
-        pq.write_table(pa.Table.from_pylist(rows), path / "data" / f"train-{i:05d}-of-{len(shards):05d}.parquet")
-    return str(path)
-
 
 def test_openr1_rows_become_problems_with_teacher_chains(tmp_path):
-    path = snapshot(tmp_path / "openr1", [OPENR1], [{**OPENR1, "uuid": "f1e3", "answer": "proof"}])
+    path = in_data(tmp_path / "openr1", [OPENR1], [{**OPENR1, "uuid": "f1e3", "answer": "proof"}])
     metrics, (problem,), chains, removed = run(tmp_path, {"name": "openr1-math-220k", "path": path})
     assert (problem.id, problem.gold, problem.source, problem.licence) == ("f1e2", "2", "olympiads", "Apache-2.0")
     assert [(c.index, c.finish, c.model, c.meta["correctness_math_verify"]) for c in chains] == [
@@ -179,7 +158,7 @@ def test_openr1_rows_become_problems_with_teacher_chains(tmp_path):
 
 def test_numinamath_with_the_published_filters(tmp_path):
     rows = [NUMINA, {**NUMINA, "source": "cn_k12"}, {**NUMINA, "answer": "x=1"}, {**NUMINA, "answer": "0.5"}]
-    source = {"name": "numinamath-1.5", "path": snapshot(tmp_path / "numina", rows), "numeric_gold": True,
+    source = {"name": "numinamath-1.5", "path": in_data(tmp_path / "numina", rows), "numeric_gold": True,
               "where": {"source": ["olympiads", "aops_forum"], "question_type": ["math-word-problem"]}}  # fmt: skip
     _, problems, chains, _ = run(tmp_path, source)
     assert [(p.id, p.gold) for p in problems] == [("numinamath-1.5-000001", "3"), ("numinamath-1.5-000004", "0.5")]
@@ -190,7 +169,7 @@ def test_a_hub_snapshot_that_is_none(tmp_path):
     with pytest.raises(InputError, match="not a directory"):
         run(tmp_path, {"name": "numinamath-1.5", "path": str(tmp_path / "absent")})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WorkError, match="empty"):
+    with pytest.raises(InputError, match="empty"):
         run(tmp_path, {"name": "numinamath-1.5", "path": str(tmp_path / "empty")})
 
 

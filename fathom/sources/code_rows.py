@@ -11,10 +11,10 @@ from typing import Any
 from fathom.sources.unusable import Unusable
 
 MAX_TESTS = 32 << 20
-"""Characters of a row's tests as JSON text; the largest rows of TACO have some tens of millions."""
+"""Characters of a row's tests as JSON text: no single row may fill the memory."""
 
 REFERENCES = 3
-"""Reference solutions kept of a row, the first ones; TACO holds hundreds of some problems."""
+"""Reference solutions kept of a row, the first ones; a row may hold hundreds."""
 
 Tests = list[dict[str, Any]]
 

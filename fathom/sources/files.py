@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fathom.errors import InputError
 from fathom.records import json_lines
@@ -35,11 +35,33 @@ def read_rows(path: Path) -> Iterator[Row]:
         for file in files:
             yield from read_rows(file)
     elif path.suffix == ".parquet":
-        yield from _parquet_rows(path)
+        yield from _local_parquet(path)
     elif path.suffix == ".json":
         yield from _json_rows(path)
     else:
         yield from json_lines(path)
+
+
+def parquet_rows(file: Path | BinaryIO, name: str) -> Iterator[Row]:
+    """The rows of a Parquet file, a few decoded at a time. Raises pyarrow's errors and OSError."""
+    import pyarrow.parquet
+
+    number = 0
+    for batch in pyarrow.parquet.ParquetFile(file).iter_batches(batch_size=BATCH, use_threads=False):
+        for row in batch.to_pylist():
+            number += 1
+            yield f"{name}: row {number}", row
+
+
+def _local_parquet(path: Path) -> Iterator[Row]:
+    import pyarrow.lib
+
+    try:
+        yield from parquet_rows(path, str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (pyarrow.lib.ArrowException, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -53,20 +75,3 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     for number, row in enumerate(rows, 1):
         yield f"{path}: item {number}", row
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow.lib
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path, memory_map=True)
-        number = 0
-        for batch in file.iter_batches(batch_size=BATCH, use_threads=False):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}: row {number}", row
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (pyarrow.lib.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
