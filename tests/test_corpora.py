@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
+import httpx
 import hub_snapshots as hub
 import pytest
+from huggingface_hub import HfFileSystem
 from test_sources import run
 
-from fathom.errors import InputError
+from fathom.errors import InputError, WorkError
 from fathom.records import Problem
 from fathom.sources.corpora import CORPORA
+from fathom.sources.rows import MAX_GOLD, MAX_QUESTION
+from fathom.sources.stage import HOPELESS
 
 
 def snapshot(name, tmp_path):
@@ -166,7 +173,59 @@ def test_a_snapshot_that_is_broken(tmp_path):
         run(tmp_path, {"name": "apps", "path": str(path)})
 
 
-# ------------------------------------------------------------------------------ plans
+# ------------------------------------------------------------------------------ the hub itself
+
+
+@pytest.fixture
+def asked(monkeypatch, tmp_path):
+    """A hub of one repository on this disk; returns what was asked of it."""
+    asked = []
+    hub.jsonl(tmp_path / "remote.jsonl", [hub.APPS_STDIN])
+    hub.parquet(tmp_path / "remote.parquet", [hub.GSM8K])
+
+    def build(place, subset=None, revision=None, data_files=None):
+        url = data_files or f"hf://datasets/{place}@{revision}/{subset}/train.parquet"
+        asked.append(url)
+        return SimpleNamespace(config=SimpleNamespace(data_files={"train": [url]}))
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", build)
+    monkeypatch.setattr(
+        HfFileSystem, "open", lambda self, url, mode: open(tmp_path / f"remote.{url.split('.')[-1]}", mode)
+    )
+    return asked
+
+
+def test_the_hub_is_asked_for_the_declared_revision_or_the_recipes(asked, tmp_path):
+    _, problems, _, _ = run(tmp_path, {"name": "gsm8k"}, {"name": "apps"})
+    assert [p.id for p in problems] == ["gsm8k-000001", "apps-000001"]
+    run(tmp_path, {"name": "apps", "split": "test", "revision": "abc"})
+    assert asked == [
+        "hf://datasets/openai/gsm8k@740312add88f781978c0658806c59bc2815b9866/main/train.parquet",
+        "hf://datasets/codeparrot/apps@21e74ddf8de1a21436da12e3e653065c5213e9d1/train.jsonl",
+        "hf://datasets/codeparrot/apps@abc/test.jsonl",
+    ]
+
+
+def test_a_hub_out_of_reach_is_failed_work(asked, tmp_path, monkeypatch):
+    def refuse(self, url, mode):
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setattr(HfFileSystem, "open", refuse)
+    with pytest.raises(WorkError, match="openai/gsm8k: no route to host"):
+        run(tmp_path, {"name": "gsm8k"})
+
+
+# ------------------------------------------------------------------------------ plans and documents
+
+
+def test_the_documents_table_is_the_declarations():
+    text = (Path(__file__).parents[1] / "docs" / "sources.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")][1:5] for line in text.splitlines() if line.startswith("| `")]
+    told = {name.strip("`"): (repo.split(",")[0], count.split(" ")[0], licence) for name, repo, count, licence in rows}
+    assert told == {name: (c.repo, f"{c.rows['train']:,}", c.spec.licence) for name, c in CORPORA.items()}
+    for limit in (MAX_QUESTION, MAX_GOLD, HOPELESS):
+        assert f"{limit:,}" in text
+
 
 PLAN = """
 import json, socket, sys

@@ -38,6 +38,7 @@ MALFORMED = {
     "a null byte in what is kept beside": ({"who": {"by": ["x", "y\0"]}}, "null byte"),
     "half a surrogate pair": ({"problem": "1 + \ud83d?"}, "text is not Unicode"),
     "half a surrogate pair in a chain": ({"texts": ["\udc00"]}, "text is not Unicode"),
+    "half a surrogate pair in a column's name": ({"answer": ..., "\udc00\n": 1}, "no column 'answer'"),
     "no licence": ({"licence": None}, "licence unknown"),
     "an empty licence": ({"licence": ""}, "licence unknown"),
     "an unknown licence": ({"licence": "Unknown"}, "licence unknown"),

@@ -38,7 +38,7 @@ def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits is a ValueError too
-        raise Unusable("tests can't be read", str(error)[:200]) from None
+        raise Unusable("tests can't be read", str(error)) from None
 
 
 def _paired(given: dict[str, Any]) -> tuple[Tests, str | None]:

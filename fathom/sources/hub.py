@@ -96,7 +96,7 @@ def _name(url: str, path: str | None) -> str:
 
 
 def _read(url: str, name: str) -> Iterator[Row]:
-    import fsspec
+    import huggingface_hub
 
-    with fsspec.open(url, "rb") if "://" in url else open(url, "rb") as stream:
+    with huggingface_hub.HfFileSystem().open(url, "rb") if "://" in url else open(url, "rb") as stream:
         yield from parquet_rows(stream, name) if url.endswith(".parquet") else parsed_lines(stream, name)

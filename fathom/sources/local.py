@@ -32,7 +32,8 @@ class LocalConfig(RowSpec):
     """`{name: local, path: ..., columns: {...}, chains: {...}}`.
 
     label: the source's name in ids and tables (default: the file's name). format: `rows`, or
-    conversations in the column `messages` (role, content) or `conversations` (from, value).
+    conversations in the column `messages` (role, content) or `conversations` (from, value), whose chain is
+    then the column `chain`: Sky-T1's rows read with `chains: {text: chain, sections: true}`.
     """
 
     name: Literal["local"] = "local"
@@ -50,11 +51,10 @@ def label(config: LocalConfig) -> str:
 def read(config: LocalConfig) -> Iterator[Outcome]:
     """What becomes of each row. Raises InputError for a file that is missing or can't be read."""
     rows = read_rows(Path(config.path))
+    beside = config.chains if config.chains and config.chains.path is None else None
     if config.format == "rows":
-        beside = config.chains if config.chains and config.chains.path is None else None
         return outcomes(rows, config, label(config), beside)
-    sections = config.chains.sections if config.chains else False
-    chains = ChainColumns(text="chain", written_by=label(config), sections=sections)
+    chains = beside or ChainColumns(text="chain", written_by=label(config))
     return outcomes(rows, config, label(config), chains, partial(_exchanged, config=config))
 
 

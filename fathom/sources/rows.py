@@ -176,7 +176,7 @@ def value(row: Any, column: str) -> Any:
     found: Any = row
     for part in [column] if column in row else column.split("."):
         if not isinstance(found, dict) or part not in found:
-            raise Unusable(f"no column {column!r}", f"there are: {', '.join(map(str, row))}"[:500])
+            raise Unusable(f"no column {column!r}", f"there are: {', '.join(map(str, row))}")
         found = found[part]
     return found
 
@@ -245,7 +245,7 @@ def _gold(given: Any, spec: RowSpec) -> str | None:
     if len(gold) > MAX_GOLD:
         raise Unusable(f"gold longer than {MAX_GOLD:,} characters", f"{len(gold):,}")
     if spec.numeric_gold and not _is_number(gold):
-        raise Unusable("gold is not a number", repr(gold)[:200])
+        raise Unusable("gold is not a number", repr(gold))
     return gold
 
 
@@ -258,7 +258,7 @@ def _is_number(gold: str) -> bool:
 
 def _id(given: Any) -> str:
     if not isinstance(given, str | int) or not str(given).strip():
-        raise Unusable("no id", repr(given)[:200])
+        raise Unusable("no id", repr(given))
     return str(given)
 
 
@@ -266,14 +266,14 @@ def _licence(given: Any, spec: RowSpec) -> str:
     """The row's own licence, or the source's where the row states none; a file without either is the user's to answer for."""
     licence = str(given or spec.licence).strip()
     if spec.columns.licence and licence.lower() in UNKNOWN_LICENCES and not spec.allow_unknown_licence:
-        raise Unusable("licence unknown", repr(given)[:200])
+        raise Unusable("licence unknown", repr(given))
     return licence
 
 
 def _options(given: Any) -> list[str] | None:
     options = list(given.values()) if isinstance(given, dict) else given
     if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
-        raise Unusable("options are not a list of texts", repr(given)[:200])
+        raise Unusable("options are not a list of texts", repr(given))
     return options
 
 
@@ -285,7 +285,7 @@ def _difficulty(given: Any) -> float | None:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise Unusable("difficulty is not a number", repr(given)[:200])
+        raise Unusable("difficulty is not a number", repr(given))
     return number
 
 
@@ -298,7 +298,7 @@ def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> lis
     single = isinstance(texts, str)
     texts = [texts] if single else texts or []
     if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
-        raise Unusable("chains are not text", repr(texts)[:200])
+        raise Unusable("chains are not text", repr(texts))
 
     def get(column: str | None, i: int) -> Any:
         found = None if column is None else row.get(column)
@@ -319,7 +319,7 @@ def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> lis
 def _chain(text: str, get: Any, c: ChainColumns, problem_id: str, index: int) -> Rollout:
     tokens = get(c.tokens) or 0
     if not isinstance(tokens, int | float) or not float(tokens).is_integer():
-        raise Unusable("token count is not a whole number", repr(tokens)[:200])
+        raise Unusable("token count is not a whole number", repr(tokens))
     chain = Rollout(
         problem_id=problem_id,
         index=index,

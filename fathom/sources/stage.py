@@ -19,6 +19,7 @@ from fathom.config import StageConfig
 from fathom.errors import InputError
 from fathom.records import Rollout, to_json
 from fathom.sources import generated, hub, local
+from fathom.sources.corpora import CORPORA
 from fathom.sources.generated import GeneratedConfig
 from fathom.sources.hub import HubConfig
 from fathom.sources.local import LocalConfig
@@ -31,6 +32,10 @@ Source = Annotated[LocalConfig | HubConfig | GeneratedConfig, Field(discriminato
 
 HOPELESS = 10_000
 """A source whose first rows, so many of them, are all set aside is an error: its columns are wrong, not its rows."""
+
+
+TOLD = 5_000
+"""Rows between two signs of life."""
 
 
 class SourcesConfig(StageConfig):
@@ -65,7 +70,7 @@ def run_sources(inputs: dict[str, Any], config: SourcesConfig, out: Path, meter:
     with ExitStack() as stack:
         tables = Tables(*(stack.enter_context(_opened(out / name)) for name in _FILES))
         for source in config.sources:
-            tally = _take(source, config, meter.seed, tables)
+            tally = _take(source, config, tables, meter)
             by_source[label(source)] += tally.found
             total += tally
     return {
@@ -127,16 +132,19 @@ class Tally:
         return [*steps, ["problems", self.found]]
 
 
-def _take(source: Source, config: SourcesConfig, seed: int, tables: Tables) -> Tally:
+def _take(source: Source, config: SourcesConfig, tables: Tables, meter: Meter) -> Tally:
     """Write one source's rows, then the chains of its problems that have a file of their own.
 
     Raises InputError when no row is usable.
     """
     tally, own = Tally(), set()
-    for row in read(source, seed):
+    for row in read(source, meter.seed):
         tally.read += 1
+        if tally.read % TOLD == 0:
+            meter.check()
+            meter.progress(tally.read, max(tally.read, _expected(source)), f"rows of {label(source)}")
         if isinstance(row, Found) and row.problem.id in tables.ids:
-            row = _repeated(row, source, config, seed)
+            row = _repeated(row, source, config, meter.seed)
         if isinstance(row, Found):
             tally.wanted += 1
             tally.found += 1
@@ -160,6 +168,11 @@ def _take(source: Source, config: SourcesConfig, seed: int, tables: Tables) -> T
         for chain in local.joined_chains(source, own):
             _write_chain(chain, tally, tables)
     return tally
+
+
+def _expected(source: Source) -> int:
+    """Rows that a corpus is known to hold; 0 where nobody has counted."""
+    return CORPORA[source.name].rows[source.split or CORPORA[source.name].split] if isinstance(source, HubConfig) else 0
 
 
 def _write_chain(chain: Rollout | SetAside, tally: Tally, tables: Tables) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+LONGEST = 400
+"""Characters of a row's own text that a message quotes."""
+
 
 class Unusable(Exception):
     """Says why a row is set aside; never leaves the sources.
 
-    reason: one of few, without the row's own values, so that rows can be counted by it. detail: those values.
+    reason: one of few, without the row's own values, so that rows can be counted by it. detail: those values,
+    kept as one line of printable text, not too long.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason} ({detail})" if detail else reason)
         self.reason = reason
-        self.detail = detail
+        self.detail = " ".join(detail[:LONGEST].encode("utf-8", "backslashreplace").decode().split())
+        super().__init__(f"{reason} ({self.detail})" if detail else reason)
 
 
 def check_plain(value: Any, name: str) -> None:
