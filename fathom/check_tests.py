@@ -70,7 +70,7 @@ def run_check_tests(inputs: dict[str, Any], config: CheckTestsConfig, out: Path,
     left, funnel = len(problems), [["problems", len(problems)]]
     for reason, count in reasons.most_common():
         left -= count
-        funnel.append([f"left without: {reason}", left])
+        funnel.append([f"left after: {reason}", left])
     return {
         "problems": len(kept),
         "checked": sum(v.rung != NO_SOLUTION for v in verdicts),

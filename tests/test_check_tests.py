@@ -59,7 +59,7 @@ def test_one_problem(tmp_path, row, reason):
     else:
         assert kept == ["m"]
         assert [(r["id"], r["reason"]) for r in removed] == [("p", reason)]
-        assert metrics["funnel"] == [["problems", 2], [f"left without: {reason}", 1]]
+        assert metrics["funnel"] == [["problems", 2], [f"left after: {reason}", 1]]
 
 
 def test_problems_without_a_solution_stay_unless_asked(tmp_path):

@@ -44,10 +44,12 @@ MALFORMED = {
     "an unknown licence": ({"licence": "Unknown"}, "licence unknown"),
     "words for a difficulty": ({"level": "hard"}, "difficulty is not a number"),
     "a difficulty without end": ({"level": float("inf")}, "difficulty is not a number"),
+    "a difficulty of 400 digits": ({"level": 10**400}, "difficulty is not a number"),
     "a list for a difficulty": ({"level": [1]}, "difficulty is not a number"),
     "a number for a chain": ({"texts": [7]}, "chains are not text"),
     "an object for the chains": ({"texts": {"a": 1}}, "chains are not text"),
     "more token counts than chains": ({"n": [1, 2]}, "columns of chains don't fit each other"),
+    "half a token": ({"n": [1.5]}, "token count is not a whole number"),
     "words for a token count": ({"n": ["many"]}, "token count is not a whole number"),
 }
 
@@ -68,7 +70,7 @@ def test_a_malformed_row_is_set_aside(tmp_path, change, reason):
     assert row["where"].endswith("r.jsonl:2")
     assert len(row.get("text", "")) <= 500
     assert metrics["set_aside"] == {reason: 1}
-    assert metrics["funnel"] == [["rows read", 3], [f"left without: {reason}", 2], ["problems", 2]]
+    assert metrics["funnel"] == [["rows read", 3], [f"left after: {reason}", 2], ["problems", 2]]
 
 
 def test_all_of_them_at_once_add_up(tmp_path):

@@ -120,8 +120,8 @@ def test_where_limit_and_unusable_golds(tmp_path):
     assert metrics["funnel"] == [
         ["rows read", 7],
         ["wanted by the sources' filters", 6],
-        ["left without: no usable gold", 4],
-        ["left without: gold is not a number", 3],
+        ["left after: no usable gold", 4],
+        ["left after: gold is not a number", 3],
         ["problems", 3],
     ]
     _, problems, _, _ = run(tmp_path, {**source, "limit": 2})

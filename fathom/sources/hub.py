@@ -1,8 +1,8 @@
 """Corpora of the Hugging Face hub as a stream: nothing is downloaded before a stage runs, and then only what is read.
 
 `datasets` tells which files a configuration and a split of a revision are; their rows go by a few at a time. Its
-own stream of rows is not used: it decodes up to a gigabyte ahead (206 MB of the 216 MB of the corpus in
-tests/test_corpora_memory.py) and wants one type of a column in all shards. A local snapshot with the hub's
+own stream of rows is not used: it decodes a Parquet file far ahead of the reader, so that memory grows with the
+file, and it wants one type of a column in all shards. A local snapshot with the hub's
 file layout (`path`) is read the same way. What the corpora are is declared in `corpora.py`.
 """
 

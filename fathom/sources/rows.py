@@ -282,7 +282,7 @@ def _difficulty(given: Any) -> float | None:
         return None
     try:
         number = float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise Unusable("difficulty is not a number", repr(given))
@@ -316,9 +316,9 @@ def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> lis
     ]
 
 
-def _chain(text: str, get: Any, c: ChainColumns, problem_id: str, index: int) -> Rollout:
+def _chain(text: str, get: Callable[[str | None], Any], c: ChainColumns, problem_id: str, index: int) -> Rollout:
     tokens = get(c.tokens) or 0
-    if not isinstance(tokens, int | float) or not float(tokens).is_integer():
+    if not isinstance(tokens, int) and not (isinstance(tokens, float) and tokens.is_integer()):
         raise Unusable("token count is not a whole number", repr(tokens))
     chain = Rollout(
         problem_id=problem_id,

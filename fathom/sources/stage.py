@@ -128,7 +128,7 @@ class Tally:
             steps.append(["wanted by the sources' filters", left])
         for reason, count in self.reasons.most_common():
             left -= count
-            steps.append([f"left without: {reason}", left])
+            steps.append([f"left after: {reason}", left])
         return [*steps, ["problems", self.found]]
 
 
