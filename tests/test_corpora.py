@@ -162,6 +162,16 @@ def test_rows_of_a_json_lines_corpus_may_mix_types(tmp_path):
     }
 
 
+def test_shards_of_one_corpus_may_differ_in_types_and_columns(tmp_path):
+    shards = [[{**hub.NUMINA, "answer": 3}], [{**hub.NUMINA, "answer": "x=3"}], [{**hub.NUMINA, "answer": ["3"]}]]
+    without = {key: value for key, value in hub.NUMINA.items() if key != "synthetic"}
+    path = hub.in_data(tmp_path / "numina", *shards, [without], [hub.NUMINA])
+    metrics, problems, _, removed = run(tmp_path, {"name": "numinamath-1.5", "path": path})
+    assert [p.gold for p in problems] == ["3", "x=3", "3"]
+    assert metrics["set_aside"] == {"gold is not text or a number": 1, "no column 'synthetic'": 1}
+    assert removed[0]["where"] == f"{path}/data/train-00002-of-00005.parquet: row 1"
+
+
 def test_a_snapshot_that_is_broken(tmp_path):
     path = tmp_path / "apps"
     hub.apps(path, [hub.APPS_STDIN], "test")
@@ -171,6 +181,12 @@ def test_a_snapshot_that_is_broken(tmp_path):
         run(tmp_path, {"name": "apps", "split": "test", "path": str(path)})
     with pytest.raises(InputError, match="apps: "):
         run(tmp_path, {"name": "apps", "path": str(path)})
+    parquet = tmp_path / "gsm8k" / "main" / "train-00000-of-00001.parquet"
+    source = {"name": "gsm8k", "path": hub.in_subsets(tmp_path / "gsm8k", {"main": [hub.GSM8K] * 50})}
+    parquet.write_bytes(parquet.read_bytes()[:-50])
+    with pytest.raises(InputError, match="gsm8k: ") as caught:
+        run(tmp_path, source)
+    assert "\n" not in str(caught.value)
 
 
 # ------------------------------------------------------------------------------ the hub itself

@@ -103,6 +103,32 @@ def test_conversations_give_their_first_exchange(tmp_path, form, row):
     assert [c.text for c in chains] == ["<think>\nHm.\n</think>\n\nSo."]
 
 
+def test_sky_t1_rows_have_their_sections_turned_into_think_tags(tmp_path):
+    text = "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n<|begin_of_solution|>\nSo.\n<|end_of_solution|>"
+    row = {
+        "system": "Think.",
+        "conversations": [{"from": "user", "value": "Why?"}, {"from": "assistant", "value": text}],
+    }
+    source = {"name": "local", "path": write(tmp_path / "c.jsonl", [row]), "format": "sharegpt", "columns": {"gold": None},
+              "chains": {"text": "chain", "sections": True, "written_by": "QwQ"}}  # fmt: skip
+    _, _, (chain,), _ = run(tmp_path, source)
+    assert (chain.text, chain.model) == ("<think>\nHm.\n</think>\n\n\nSo.", "QwQ")
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts", "golds"),
+    [
+        ("boxed", [r"\boxed{1}, then \boxed{\frac{1}{2}}", "no box", r"\boxed{"], [r"\frac{1}{2}"]),
+        ("####", ["1 #### 2\n#### 1,003 ", "1003", "#### "], ["1,003"]),
+    ],
+)
+def test_a_gold_inside_a_solution(tmp_path, rule, texts, golds):
+    path = write(tmp_path / "s.jsonl", [{"problem": "q", "answer": text} for text in texts])
+    metrics, problems, _, _ = run(tmp_path, {"name": "local", "path": path, "answer_in": rule})
+    assert [p.gold for p in problems] == golds
+    assert metrics["set_aside"] == {"no usable gold": 2}
+
+
 def test_where_limit_and_unusable_golds(tmp_path):
     rows = [{"problem": f"q{i}", "answer": a, "kind": k} for i, (a, k) in enumerate(
         [("1", "a"), ("", "a"), ("2", "b"), ("proof", "a"), ("x+1", "a"), ("$3.5$", "a"), ("4", "a")]
