@@ -229,27 +229,30 @@ def json_lines(path: Path | str) -> Iterator[tuple[str, Any]]:
     yield from parsed_lines(_raw_lines(Path(path)), str(path))
 
 
-def parsed_lines(lines: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
-    """The same of the lines of any file; name: the file's, for messages."""
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from None
-        except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists a thousand deep
-            raise InputError(f"{where}: not JSON that can be read ({str(error).split(';')[0]})") from None
-        yield where, value
+def parsed_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[str, Any]]:
+    """The same of the numbered lines of any file; name: the file's, for messages."""
+    for number, line in lines:
+        if line.strip():
+            where = f"{name}:{number}"
+            yield where, parse_line(line, where)
 
 
-def _raw_lines(path: Path) -> Iterator[bytes]:
+def parse_line(line: bytes, where: str) -> Any:
+    """The JSON value of one line. Raises InputError naming `where` when it is not UTF-8 or not JSON."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists a thousand deep
+        raise InputError(f"{where}: not JSON that can be read ({str(error).split(';')[0]})") from None
+
+
+def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            yield from stream
+            yield from enumerate(stream, 1)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -99,4 +99,7 @@ def _read(url: str, name: str) -> Iterator[Row]:
     import huggingface_hub
 
     with huggingface_hub.HfFileSystem().open(url, "rb") if "://" in url else open(url, "rb") as stream:
-        yield from parquet_rows(stream, name) if url.endswith(".parquet") else parsed_lines(stream, name)
+        if url.endswith(".parquet"):
+            yield from parquet_rows(stream, name)
+        else:
+            yield from parsed_lines(enumerate(stream, 1), name)
