@@ -21,19 +21,17 @@ from fathom.recipe import models
 from fathom.recipe.plan import Step
 from fathom.recipe.schema import Recipe
 from fathom.records import Usage
+from fathom.sources.corpora import CORPORA
 
-CORPUS_PROBLEMS = {"openr1-math-220k": 93_733, "numinamath-1.5": 896_215}
-"""Rows of the hub's corpora, from their data-set cards."""
+CORPUS_CHAINS = {"openr1-math-220k": 2}
+"""Recorded chains per problem where there is more than one, from the data-set card."""
 
-NUMINA_SOURCES = {"olympiads": 197_084, "aops_forum": 67_841, "cn_contest": 29_944, "amc_aime": 5_872}
-"""Rows of NuminaMath-1.5 by its column `source` (the sources that recipes choose), from its card."""
+USABLE_SHARE = {"apps": Range(0.75, 0.9, 1.0), "taco": Range(0.8, 0.95, 1.0), "still-2": Range(0.3, 0.8, 1.0)}
+"""Rows that have readable tests (APPS, TACO), or a boxed answer. Assumption."""
 
 NUMERIC_SHARE = Range(0.15, 0.30, 0.60)
-"""Problems whose answer is a number. Assumption; many of the contest problems are proofs or ask for expressions."""
-
-CORPUS_SHARE = {"numinamath-1.5": Range(0.04, 0.09, 0.15), "openr1-math-220k": Range(0.2, 0.5, 1.0)}
-"""Rows that a source's filters leave. Of NuminaMath-1.5, 131,063 rows (0.146) of all its sources have a definite numerical
-answer (data-set card of nlile/NuminaMath-1.5-RL-Verifiable), of which a filter by source leaves a part; the other an assumption."""
+"""Problems whose answer is a number. Assumption; many of the contest problems are proofs or ask for expressions.
+Of NuminaMath-1.5, 131,063 rows (0.146) have a definite numerical answer (data-set card of nlile/NuminaMath-1.5-RL-Verifiable)."""
 
 UNIQUE_SHARE = Range(0.50, 0.75, 1.0)
 """Problems left by dedup. Assumption: OpenR1 was drawn from NuminaMath-1.5; Fathom-R1 was left with about 100K of the two."""
@@ -73,6 +71,15 @@ ROWS_PER_SECOND = Range(300, 2000, 10000)
 
 GRADED_PER_SECOND = Range(100, 1000, 10000)
 """Chains per second of the grader. Assumption."""
+
+TESTS_PER_PROBLEM = Range(2, 15, 100)
+"""Tests of a code problem. Assumption; APPS has 21 on average in its test split, TACO some 200 (papers of both)."""
+
+TEST_SECONDS = Range(0.03, 0.08, 0.5)
+"""One program on one test in the sandbox. Assumption around what the tests of this project take."""
+
+TESTED_SHARE = Range(0.6, 0.85, 1.0)
+"""Code problems whose tests pass on a reference solution. Assumption."""
 
 HUB_SECONDS = Range(120, 600, 2400)
 """Streaming one corpus from the hub. Assumption."""
@@ -123,10 +130,13 @@ def sources(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     rows, seconds, chains = NONE, LIGHT_SECONDS, 0
     for source in config.sources:
         rows += _source_rows(source)
-        if source.name in CORPUS_PROBLEMS and source.path is None:
-            seconds += HUB_SECONDS
-            chains = 2
-        chains = max(chains, getattr(source, "chains", 0) if isinstance(getattr(source, "chains", 0), int) else 1)
+        corpus = CORPORA.get(source.name)
+        if corpus is not None:
+            seconds += HUB_SECONDS if source.path is None else NONE
+            chains = max(chains, CORPUS_CHAINS.get(source.name, 1 if corpus.chains else 0))
+        else:
+            told = getattr(source, "chains", 0)
+            chains = max(chains, told if isinstance(told, int) else 1)
     return Estimate(seconds + rows.over(ROWS_PER_SECOND), rows, chains)
 
 
@@ -134,11 +144,9 @@ def _source_rows(source: Any) -> Range:
     if source.name == "generated":
         return Range.exactly(source.count + source.duplicates + source.leaks)
     limit = source.limit or float("inf")
-    if source.name in CORPUS_PROBLEMS and source.path is None:
-        chosen = source.where.get("source")
-        total = sum(NUMINA_SOURCES.get(name, 0) for name in chosen) if chosen else 0
-        total = total or CORPUS_PROBLEMS[source.name]
-        share = NUMERIC_SHARE if source.numeric_gold else Range.exactly(1)
+    if source.name in CORPORA and source.path is None:
+        total = CORPORA[source.name].rows_wanted(source.split, source.where)
+        share = NUMERIC_SHARE if source.numeric_gold else USABLE_SHARE.get(source.name, Range.exactly(1))
         return (share * total).at_most(limit)
     return Range.exactly(min(_lines(Path(source.path)), limit))
 
@@ -178,6 +186,13 @@ def tokenize(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def grade(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     problems, chains = inputs[config.problems], inputs[config.chains].chains or 1
     return Estimate(Range(0.5, 2, 5) + (problems.rows * chains).over(GRADED_PER_SECOND), problems.rows, chains)
+
+
+def check_tests(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    """As if all problems were code."""
+    before = inputs[config.problems]
+    seconds = before.rows * TESTS_PER_PROBLEM * TEST_SECONDS * (1 / config.workers)
+    return Estimate(LIGHT_SECONDS + seconds, before.rows * TESTED_SHARE, before.chains)
 
 
 def given(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

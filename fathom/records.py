@@ -138,6 +138,9 @@ class Usage:
 Record = TypeVar("Record")
 
 
+_SCALARS = (str, int, float, dict, type(None))
+
+
 def to_dict(record: Any) -> dict[str, Any]:
     """Plain JSON values; fields that hold their default are left out."""
     out = {}
@@ -151,6 +154,8 @@ def to_dict(record: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, _SCALARS):  # nearly all of them
+        return value
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, list | tuple):
@@ -221,17 +226,27 @@ def json_lines(path: Path | str) -> Iterator[tuple[str, Any]]:
     `where` is "file:line" for messages. Raises InputError for a file that is missing or can't be
     read, a line that is not UTF-8, or one that is not JSON.
     """
-    for number, line in _raw_lines(Path(path)):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from None
-        yield where, value
+    yield from parsed_lines(_raw_lines(Path(path)), str(path))
+
+
+def parsed_lines(lines: Iterable[tuple[int, bytes]], name: str) -> Iterator[tuple[str, Any]]:
+    """The same of the numbered lines of any file; name: the file's, for messages."""
+    for number, line in lines:
+        if line.strip():
+            where = f"{name}:{number}"
+            yield where, parse_line(line, where)
+
+
+def parse_line(line: bytes, where: str) -> Any:
+    """The JSON value of one line. Raises InputError naming `where` when it is not UTF-8 or not JSON."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, lists a thousand deep
+        raise InputError(f"{where}: not JSON that can be read ({str(error).split(';')[0]})") from None
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -23,7 +23,8 @@ def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (
 
 OPS: dict[str, Op] = {
     "given": _op("fathom.recipe.given:run_given", "GivenConfig"),
-    "sources": _op("fathom.sources.stage:run_sources", "SourcesConfig"),
+    "sources": _op("fathom.sources.stage:run_sources", "SourcesConfig", version=2),
+    "check_tests": _op("fathom.check_tests:run_check_tests", "CheckTestsConfig"),
     "dedup": _op("fathom.curate.stage:run_dedup", "DedupConfig"),
     "decontaminate": _op("fathom.curate.stage:run_decontaminate", "DecontaminateConfig"),
     "annotate": _op("fathom.annotate:run_annotate", "AnnotateConfig", preload=_ENGINE),

@@ -6,8 +6,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_snapshots import NUMINA, OPENR1, in_data
 
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Problem, Rollout, read_jsonl
 from fathom.sources.stage import SourcesConfig, run_sources
@@ -102,6 +103,32 @@ def test_conversations_give_their_first_exchange(tmp_path, form, row):
     assert [c.text for c in chains] == ["<think>\nHm.\n</think>\n\nSo."]
 
 
+def test_sky_t1_rows_have_their_sections_turned_into_think_tags(tmp_path):
+    text = "<|begin_of_thought|>\nHm.\n<|end_of_thought|>\n\n<|begin_of_solution|>\nSo.\n<|end_of_solution|>"
+    row = {
+        "system": "Think.",
+        "conversations": [{"from": "user", "value": "Why?"}, {"from": "assistant", "value": text}],
+    }
+    source = {"name": "local", "path": write(tmp_path / "c.jsonl", [row]), "format": "sharegpt", "columns": {"gold": None},
+              "chains": {"text": "chain", "sections": True, "written_by": "QwQ"}}  # fmt: skip
+    _, _, (chain,), _ = run(tmp_path, source)
+    assert (chain.text, chain.model) == ("<think>\nHm.\n</think>\n\n\nSo.", "QwQ")
+
+
+@pytest.mark.parametrize(
+    ("rule", "texts", "golds"),
+    [
+        ("boxed", [r"\boxed{1}, then \boxed{\frac{1}{2}}", "no box", r"\boxed{"], [r"\frac{1}{2}"]),
+        ("####", ["1 #### 2\n#### 1,003 ", "1003", "#### "], ["1,003"]),
+    ],
+)
+def test_a_gold_inside_a_solution(tmp_path, rule, texts, golds):
+    path = write(tmp_path / "s.jsonl", [{"problem": "q", "answer": text} for text in texts])
+    metrics, problems, _, _ = run(tmp_path, {"name": "local", "path": path, "answer_in": rule})
+    assert [p.gold for p in problems] == golds
+    assert metrics["set_aside"] == {"no usable gold": 2}
+
+
 def test_where_limit_and_unusable_golds(tmp_path):
     rows = [{"problem": f"q{i}", "answer": a, "kind": k} for i, (a, k) in enumerate(
         [("1", "a"), ("", "a"), ("2", "b"), ("proof", "a"), ("x+1", "a"), ("$3.5$", "a"), ("4", "a")]
@@ -110,13 +137,19 @@ def test_where_limit_and_unusable_golds(tmp_path):
               "reject_golds": ["proof"], "numeric_gold": True}  # fmt: skip
     metrics, problems, _, removed = run(tmp_path, source)
     assert [p.gold for p in problems] == ["1", "$3.5$", "4"]
-    assert [(r["id"], r["reason"]) for r in removed] == [
-        ("r-000002", "no usable gold ('')"),
-        ("r-000004", "no usable gold ('proof')"),
-        ("r-000005", "gold 'x+1' is not a number"),
+    assert [(r["id"], r["reason"], r["text"]) for r in removed] == [
+        ("r-000002", "no usable gold", "''"),
+        ("r-000004", "no usable gold", "'proof'"),
+        ("r-000005", "gold is not a number", "'x+1'"),
     ]
-    assert [count for _, count in metrics["funnel"]] == [7, 6, 3]
-    assert metrics["problems"] + len(removed) == metrics["funnel"][1][1]
+    assert metrics["set_aside"] == {"no usable gold": 2, "gold is not a number": 1}
+    assert metrics["funnel"] == [
+        ["rows read", 7],
+        ["wanted by the sources' filters", 6],
+        ["left after: no usable gold", 4],
+        ["left after: gold is not a number", 3],
+        ["problems", 3],
+    ]
     _, problems, _, _ = run(tmp_path, {**source, "limit": 2})
     assert [p.gold for p in problems] == ["1", "$3.5$"]
 
@@ -136,44 +169,22 @@ def test_choice_and_code_rows(tmp_path):
 
 # ------------------------------------------------------------------------------ the hub, from a local snapshot
 
-OPENR1 = {
-    "problem": "Compute $1+1$.", "solution": "2", "answer": "2", "problem_type": "Algebra",
-    "question_type": "math-word-problem", "source": "olympiads", "uuid": "f1e2",
-    "is_reasoning_complete": [True, False], "generations": ["<think>\neasy\n</think>\n\n$\\boxed{2}$", "<think>\nwell"],
-    "correctness_math_verify": [True, False], "correctness_llama": None, "finish_reasons": ["stop", "length"],
-    "correctness_count": 1, "messages": [{"content": "Compute $1+1$.", "role": "user"}],
-}  # fmt: skip
-NUMINA = {
-    "problem": "Find $x$.", "solution": "x=3", "answer": "3", "problem_type": "Algebra",
-    "question_type": "math-word-problem", "problem_is_valid": "Yes", "solution_is_valid": "Yes",
-    "source": "aops_forum", "synthetic": False,
-}  # fmt: skip
-
-
-def snapshot(path, *shards):
-    (path / "data").mkdir(parents=True)
-    config = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*\n"
-    (path / "README.md").write_text(f"---\n{config}---\n")
-    for i, rows in enumerate(shards):
-        pq.write_table(pa.Table.from_pylist(rows), path / "data" / f"train-{i:05d}-of-{len(shards):05d}.parquet")
-    return str(path)
-
 
 def test_openr1_rows_become_problems_with_teacher_chains(tmp_path):
-    path = snapshot(tmp_path / "openr1", [OPENR1], [{**OPENR1, "uuid": "f1e3", "answer": "proof"}])
+    path = in_data(tmp_path / "openr1", [OPENR1], [{**OPENR1, "uuid": "f1e3", "answer": "proof"}])
     metrics, (problem,), chains, removed = run(tmp_path, {"name": "openr1-math-220k", "path": path})
     assert (problem.id, problem.gold, problem.source, problem.licence) == ("f1e2", "2", "olympiads", "Apache-2.0")
     assert [(c.index, c.finish, c.model, c.meta["correctness_math_verify"]) for c in chains] == [
         (0, "stop", "deepseek-ai/DeepSeek-R1", True),
         (1, "length", "deepseek-ai/DeepSeek-R1", False),
     ]
-    assert [r["reason"] for r in removed] == ["no usable gold ('proof')"]
+    assert [(r["reason"], r["text"]) for r in removed] == [("no usable gold", "'proof'")]
     assert metrics["by_source"] == {"openr1-math-220k": 1}
 
 
 def test_numinamath_with_the_published_filters(tmp_path):
     rows = [NUMINA, {**NUMINA, "source": "cn_k12"}, {**NUMINA, "answer": "x=1"}, {**NUMINA, "answer": "0.5"}]
-    source = {"name": "numinamath-1.5", "path": snapshot(tmp_path / "numina", rows), "numeric_gold": True,
+    source = {"name": "numinamath-1.5", "path": in_data(tmp_path / "numina", rows), "numeric_gold": True,
               "where": {"source": ["olympiads", "aops_forum"], "question_type": ["math-word-problem"]}}  # fmt: skip
     _, problems, chains, _ = run(tmp_path, source)
     assert [(p.id, p.gold) for p in problems] == [("numinamath-1.5-000001", "3"), ("numinamath-1.5-000004", "0.5")]
@@ -184,7 +195,7 @@ def test_a_hub_snapshot_that_is_none(tmp_path):
     with pytest.raises(InputError, match="not a directory"):
         run(tmp_path, {"name": "numinamath-1.5", "path": str(tmp_path / "absent")})
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WorkError, match="empty"):
+    with pytest.raises(InputError, match="empty"):
         run(tmp_path, {"name": "numinamath-1.5", "path": str(tmp_path / "empty")})
 
 
@@ -211,12 +222,12 @@ def test_a_duplicate_id_names_both_places(tmp_path):
 @pytest.mark.parametrize(
     ("content", "source", "message"),
     [
-        (b'{"problem": "q"}\n', {}, r"r\.jsonl:1: no column 'answer'; there are: problem"),
+        (b'{"problem": "q"}\n', {}, r"r\.jsonl:1: no column 'answer' \(there are: problem\)"),
         (b'{"problem": "q", "answer": "1"}\n{"problem": "\xff"}\n', {}, r"r\.jsonl:2: not UTF-8"),
         (b'{"problem": "q", "answer": \n', {}, r"r\.jsonl:1: not JSON"),
         (b'[1]\n', {}, r"r\.jsonl:1: expected an object, got list"),
-        (b'{"problem": 3, "answer": "1"}\n', {}, r"r\.jsonl:1: columns 'problem' and 'answer' must hold text"),
-        (b'{"problem": "q", "answer": "1", "d": "hard"}\n', {"columns": {"difficulty": "d"}}, "d: expected a number"),
+        (b'{"problem": 3, "answer": "1"}\n', {}, r"r\.jsonl:1: question is not text \(int\)"),
+        (b'{"problem": "q", "answer": "1", "d": "hard"}\n', {"columns": {"difficulty": "d"}}, "difficulty is not a number \\('hard'\\)"),
         (b'{"problem": "q", "answer": ""}\n', {}, r"no problem left of 1 rows read \(1 wanted\) from r"),
         (b"", {}, "no problem left of 0 rows"),
         (b'{"problem": "q", "answer": "1", "t": ["a"], "n": [1, 2]}\n', {"chains": {"text": "t", "tokens": "n"}},

@@ -17,7 +17,7 @@ from fathom import graders
 from fathom.errors import InputError
 from fathom.graders.files import read_problem
 from fathom.records import Problem, Rollout, from_dict, read_jsonl
-from fathom.sources.rows import read_rows
+from fathom.sources.files import read_rows
 
 Row = dict[str, Any]
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from fathom.boxed import last_box
 from fathom.graders.equivalence import equivalent
-from fathom.graders.extract import MAX_TEXT, final_answer, last_box
+from fathom.graders.extract import MAX_TEXT, final_answer
 from fathom.records import Problem, Verdict
 
 GRADER = "choice/1"

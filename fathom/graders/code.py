@@ -36,6 +36,10 @@ _METHOD = re.compile(r"class\s+Solution\b.*?def\s+([A-Za-z]\w*)\s*\(\s*self", re
 _FUNCTION = re.compile(r"^def\s+([A-Za-z]\w*)\s*\(", re.MULTILINE)
 
 
+class CheckerFailed(WorkError):
+    """A checker that came with the data crashed: neither the program's fault nor the sandbox's."""
+
+
 @dataclass(frozen=True)
 class TestResult:
     """How one test went; seconds are the program's own."""
@@ -192,7 +196,7 @@ def _ask_checker(test: Test, got: Any, run: Run, runner: Runner, limits: Limits)
     case = {"input": given, "expected": test.accepted[0], "output": got}
     check = runner.run(Job(test.checker["code"], stdin=json.dumps(case).encode()), limits)
     if check.status != "OK":
-        raise WorkError(f"a test's checker failed: {check.status} ({check.why}; {check.last_words})")
+        raise CheckerFailed(f"a test's checker failed: {check.status} ({check.why}; {check.last_words})")
     right = check.stdout.strip().lower() in (b"1", b"true")
     return TestResult("PASS" if right else "WA", "" if right else "the test's checker refuses it", run.seconds)
 

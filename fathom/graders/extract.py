@@ -10,16 +10,10 @@ from __future__ import annotations
 
 import re
 
-from fathom.graders.normalize import closing_brace
+from fathom.boxed import last_box
 
 MAX_TEXT = 200_000
 """Only the last characters of a completion are read."""
-
-MAX_BOXES = 50
-"""Only so many boxes, from the end, are looked at."""
-
-MAX_JOINT = 60
-"""Boxes with more text than this between them are not one list."""
 
 MAX_TAIL = 300
 """A phrase announces the final answer only when at most this much follows it."""
@@ -27,14 +21,6 @@ MAX_TAIL = 300
 MAX_BARE = 400
 """A text longer than this is never taken as a bare answer."""
 
-_BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*")
-_TOKEN = re.compile(r"-?[\w.]+|\\[a-zA-Z]+")
-_JOINT = re.compile(
-    r"[\s$]*(?:\\[()\[\]])?[\s$]*"
-    r"(?:[,;&]|\\quad|\\\\|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b|\\(?=[,;\s]))"
-    r"(?:[\s$,;]|\\[,;()\[\]]|\\quad|\\text\s*\{[\s,]*(?:and|or)[\s,]*\}|\band\b|\bor\b)*"
-    r"(?:[A-Za-z](?:_\{?\w\}?)?\s*=)?[\s$]*"
-)
 _BROKEN = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _HASH = re.compile(r"####[ \t]*(\S[^\n]*)")
 _PHRASE = re.compile(
@@ -63,42 +49,6 @@ def final_answer(text: str) -> str | None:
             if answer is not None:
                 break
     return answer
-
-
-def last_box(text: str) -> str | None:
-    """Content of the last balanced box; several joined boxes come back separated by commas."""
-    chosen: list[tuple[int, int, str]] = []
-    for match in reversed(list(_BOX.finditer(text))[-MAX_BOXES:]):
-        box = _box(text, match)
-        if box is None:
-            continue
-        if chosen and box[1] >= chosen[0][1]:
-            chosen[0] = box  # the box around the one found before
-        elif not chosen or (chosen[0][0] - box[1] < MAX_JOINT and _JOINT.fullmatch(text, box[1], chosen[0][0])):
-            chosen.insert(0, box)
-        else:
-            break
-    return ", ".join(dict.fromkeys(content.strip() for _, _, content in chosen)) or None if chosen else None
-
-
-def _box(text: str, match: re.Match[str]) -> tuple[int, int, str] | None:
-    r"""(start, end, content) of a box whose argument is balanced, or one token (`\boxed5`)."""
-    start = match.end()
-    if text[start : start + 1] == "{":
-        end = closing_brace(text, start)
-        return None if end is None else (match.start(), end + 1, _unwrapped(text[start + 1 : end]))
-    token = _TOKEN.match(text, start)
-    return None if token is None else (match.start(), token.end(), token.group())
-
-
-def _unwrapped(content: str) -> str:
-    """The content without further boxes inside it."""
-    while (inner := _BOX.search(content)) and content[inner.end() : inner.end() + 1] == "{":
-        end = closing_brace(content, inner.end())
-        if end is None:
-            break
-        content = content[: inner.start()] + content[inner.end() + 1 : end] + content[end + 1 :]
-    return content
 
 
 def _after_phrase(text: str) -> str | None:

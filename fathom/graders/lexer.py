@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from fathom.graders.normalize import closing_brace
+from fathom.boxed import closing_brace
 from fathom.graders.tree import NotMath
 
 

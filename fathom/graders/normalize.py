@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from fathom.boxed import closing_brace
+
 MAX_ANSWER = 2_000
 """Longer answers are compared as text only."""
 
@@ -134,19 +136,3 @@ def plain(normalized: str) -> str:
     """The characters that matter: no spaces (but between two digits), no text commands."""
     text = normalized.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
     return _SPACE.sub("", _TEXT_GROUP.sub(r"\1", text))
-
-
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-
-
-def closing_brace(text: str, start: int) -> int | None:
-    r"""Index of the brace that closes the one at `start`; `\{` and `\}` are not braces."""
-    depth = 0
-    for match in _BRACE.finditer(text, start):
-        if match[0] == "{":
-            depth += 1
-        elif match[0] == "}":
-            depth -= 1
-            if depth == 0:
-                return match.start()
-    return None

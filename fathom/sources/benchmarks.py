@@ -20,11 +20,10 @@ from fathom.config import FileInput, StageConfig
 from fathom.errors import InputError
 from fathom.records import Kind, Problem
 from fathom.sources import livecodebench
+from fathom.sources.files import Row, read_rows
 from fathom.sources.generated import GeneratedConfig, generate
-from fathom.sources.rows import Columns, RowSpec, read_rows, to_problem, wanted
-
-Row = tuple[str, dict[str, Any]]
-"""Where a row stands, and the row."""
+from fathom.sources.rows import Columns, RowSpec, to_problem, wanted
+from fathom.sources.unusable import Unusable
 
 LOCAL_COLUMNS = {"id": ("id", "question_id"), "question": ("problem", "question"), "gold": ("answer", "gold")}
 """Names that a local file may use, in order of preference, where the table's own are absent."""
@@ -142,14 +141,18 @@ def _hub_rows(name: str, entry: Entry, revision: str | None) -> Iterator[Row]:
 
 
 def _problems(name: str, entry: Entry, rows: Iterable[Row], seed: int) -> Iterator[Problem]:
+    """A benchmark is whole or it is none: a row that can't be used is an InputError."""
     for number, (where, row) in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object, got {type(row).__name__}")
         columns = _columns(entry, row)
         spec = RowSpec(kind=entry.kind, licence=entry.licence, columns=columns, where=entry.where)
-        if not wanted(row, spec, where):
-            continue
-        problem = to_problem(_prepared(row, entry, columns, seed, where), where, spec, name, number)
-        if isinstance(problem, str):
-            raise InputError(f"{where}: {problem}")
+        try:
+            if not wanted(row, spec):
+                continue
+            problem = to_problem(_prepared(row, entry, columns, seed, where), spec, name, number)
+        except Unusable as fault:
+            raise InputError(f"{where}: {fault}") from None
         yield replace(problem, meta=_meta(row, entry, seed))
 
 

@@ -25,6 +25,7 @@ from fathom.errors import InputError
 from fathom.records import Problem, Rollout
 from fathom.sources.chains import CAREFUL, STYLES, Style, Writer
 from fathom.sources.families import FAMILIES, Family, Numbers, question
+from fathom.sources.rows import Found
 
 TEACHER = "generated-teacher"
 TEACHER_STYLES = {"careful": 0.45, "careful-verbose": 0.4, "careless-verbose": 0.15}
@@ -64,6 +65,18 @@ def generate(config: GeneratedConfig, seed: int = 0) -> tuple[list[Problem], lis
     seed: the recipe's seed, added to the corpus's own. Raises InputError for an unknown family or an
     impossible level range.
     """
+    rows = _rows(config, seed)
+    return rows, [chain for p in rows for chain in _teach(config, seed, p)]
+
+
+def read(config: GeneratedConfig, seed: int) -> Iterator[Found]:
+    """The same as rows of a source: each problem with its chains, which are written as they are asked for."""
+    for number, problem in enumerate(_rows(config, seed), 1):
+        where = f"generated {config.split}: problem {number}"
+        yield Found(where, problem, list(_teach(config, seed, problem)))
+
+
+def _rows(config: GeneratedConfig, seed: int) -> list[Problem]:
     _check(config)
     drawn = list(_draw(config, seed))
     rows = [_problem(config, i, *d) for i, d in enumerate(drawn)]
@@ -74,9 +87,7 @@ def generate(config: GeneratedConfig, seed: int = 0) -> tuple[list[Problem], lis
     if config.leaks:
         rows.extend(_leaks(config, seed, rng))
     rng.shuffle(rows)
-    levels = {p.id: p for p in rows}
-    chains = [chain for p in levels.values() for chain in _teach(config, seed, p)]
-    return rows, chains
+    return rows
 
 
 def _check(config: GeneratedConfig) -> None:

@@ -1,114 +1,105 @@
-"""Corpora of the Hugging Face hub: a declaration each, read through `datasets` in streaming form.
+"""Corpora of the Hugging Face hub as a stream: nothing is downloaded before a stage runs, and then only what is read.
 
-Nothing is downloaded before a stage runs, and only the rows that are read. A local snapshot with
-the hub's file layout (`path`) is read the same way.
+`datasets` tells which files a configuration and a split of a revision are; their rows go by a few at a time. Its
+own stream of rows is not used: it decodes a Parquet file far ahead of the reader, so that memory grows with the
+file, and it wants one type of a column in all shards. A local snapshot with the hub's
+file layout (`path`) is read the same way. What the corpora are is declared in `corpora.py`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fathom.config import FileInput
 from fathom.errors import InputError, WorkError
-from fathom.sources.rows import ChainColumns, Columns, Loaded, RowFilter, RowSpec, to_chains, to_problem, wanted
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where a corpus is and how its rows read. no_gold: what stands in place of an answer."""
-
-    repo: str
-    subset: str | None
-    split: str
-    licence: str
-    columns: Columns
-    chains: ChainColumns | None = None
-    no_gold: tuple[str, ...] = ()
-
-
-_NUMINA = ["problem_type", "question_type"]
-
-CORPORA: dict[str, Corpus] = {
-    "openr1-math-220k": Corpus(
-        repo="open-r1/OpenR1-Math-220k",
-        subset="default",
-        split="train",
-        licence="Apache-2.0",
-        columns=Columns(id="uuid", source="source", meta=_NUMINA),
-        chains=ChainColumns(
-            text="generations",
-            complete="is_reasoning_complete",
-            written_by="deepseek-ai/DeepSeek-R1",
-            meta=["correctness_math_verify", "finish_reasons"],
-        ),
-        no_gold=("proof", "notfound"),
-    ),
-    "numinamath-1.5": Corpus(
-        repo="AI-MO/NuminaMath-1.5",
-        subset=None,
-        split="train",
-        licence="Apache-2.0",
-        columns=Columns(source="source", meta=[*_NUMINA, "problem_is_valid", "solution_is_valid", "synthetic"]),
-        no_gold=("proof", "notfound"),
-    ),
-}
+from fathom.records import parsed_lines
+from fathom.sources.corpora import CORPORA, Corpus
+from fathom.sources.files import Row, parquet_rows
+from fathom.sources.rows import Outcome, RowFilter, outcomes
 
 
 class HubConfig(RowFilter):
     """`{name: openr1-math-220k, limit: 1000, where: {source: [olympiads]}}`.
 
-    revision: a commit of the hub's repository. path: a local snapshot in place of the hub.
-    Columns and licence are the declaration's own.
+    split: one that is not the corpus's usual one. revision: a commit of the hub's repository in place of the
+    declared one. path: a local snapshot in place of the hub. Columns and licence are the declaration's own.
     """
 
-    name: Literal["openr1-math-220k", "numinamath-1.5"]
+    name: Literal[*CORPORA]
+    split: Literal["train", "test"] | None = None
     revision: str | None = None
     path: FileInput | None = None
 
 
-def load(config: HubConfig) -> Loaded:
-    """Stream the corpus until `limit` problems are found.
+def label(config: HubConfig) -> str:
+    """The source's name in ids and tables; another split has ids of its own."""
+    return f"{config.name}-{config.split}" if config.split else config.name
 
-    Raises WorkError when the hub can't be read, InputError for a row without the declared columns.
+
+def read(config: HubConfig) -> Iterator[Outcome]:
+    """What becomes of each row.
+
+    Raises WorkError when the hub can't be read, InputError for a split that isn't there or a broken snapshot.
     """
     corpus = CORPORA[config.name]
-    spec = RowSpec(
-        columns=corpus.columns,
-        licence=corpus.licence,
-        reject_golds=list(corpus.no_gold),
-        numeric_gold=config.numeric_gold,
+    split = config.split or corpus.split
+    if split not in corpus.rows:
+        raise InputError(f"{config.name}: has no split {split!r}; there are: {', '.join(corpus.rows)}")
+    if config.path is not None and not Path(config.path).is_dir():
+        raise InputError(f"{config.path}: not a directory (expected a snapshot of {corpus.repo})")
+    spec = corpus.spec.model_copy(
+        update={
+            "where": {**corpus.spec.where, **config.where},
+            "numeric_gold": config.numeric_gold,
+            "limit": config.limit,
+        }
     )
-    loaded = Loaded()
-    for number, row in enumerate(_stream(corpus, config), 1):
-        where = f"{config.path or corpus.repo}: row {number}"
-        loaded.read += 1
-        if not wanted(row, config, where):
-            continue
-        if config.limit is not None and len(loaded.problems) >= config.limit:
-            break
-        loaded.kept += 1
-        problem = to_problem(row, where, spec, config.name, number)
-        if isinstance(problem, str):
-            loaded.removed.append({"id": f"{config.name}-{number:06d}", "reason": problem, "where": where})
-            continue
-        loaded.problems.append((where, problem))
-        if corpus.chains:
-            loaded.chains += to_chains(row, where, corpus.chains, problem.id)
-    return loaded
+    return outcomes(_rows(corpus, config, split), spec, label(config), corpus.chains)
 
 
-def _stream(corpus: Corpus, config: HubConfig) -> Iterator[dict[str, Any]]:
+def _rows(corpus: Corpus, config: HubConfig, split: str) -> Iterator[Row]:
     import datasets
+    import httpx
+    import pyarrow.lib
 
     place = config.path or corpus.repo
-    if config.path is not None and not Path(config.path).is_dir():
-        raise InputError(f"{place}: not a directory (expected a snapshot of {corpus.repo})")
+    network = (OSError, httpx.HTTPError, datasets.exceptions.DatasetsError, pyarrow.lib.ArrowException)
     try:
-        yield from datasets.load_dataset(
-            place, corpus.subset, split=corpus.split, revision=config.revision, streaming=True
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise WorkError(f"{place}: {str(error).splitlines()[0]}") from None
+        for subset in corpus.subsets:
+            for url in _files(corpus, config, subset, split):
+                yield from _read(url, _name(url, config.path))
+    except (*network, ValueError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise (InputError if config.path else WorkError)(f"{place}: {reason}") from None
+
+
+def _files(corpus: Corpus, config: HubConfig, subset: str | None, split: str) -> list[str]:
+    """Paths or hf:// addresses of the files that hold a split. Raises what `datasets` raises."""
+    import datasets
+
+    revision = None if config.path else config.revision or corpus.revision
+    if split not in corpus.files:
+        builder = datasets.load_dataset_builder(config.path or corpus.repo, subset, revision=revision)
+        return list((builder.config.data_files or {}).get(split, ()))
+    root = config.path or f"hf://datasets/{corpus.repo}" + (f"@{revision}" if revision else "")
+    pattern = f"{root}/{corpus.files[split]}"
+    form = "parquet" if pattern.endswith(".parquet") else "text"
+    return list(datasets.load_dataset_builder(form, data_files=pattern).config.data_files["train"])
+
+
+def _name(url: str, path: str | None) -> str:
+    """The file as the recipe would write it."""
+    return f"{path}/{os.path.relpath(url, path)}" if path else url.removeprefix("hf://datasets/")
+
+
+def _read(url: str, name: str) -> Iterator[Row]:
+    import huggingface_hub
+
+    with huggingface_hub.HfFileSystem().open(url, "rb") if "://" in url else open(url, "rb") as stream:
+        if url.endswith(".parquet"):
+            yield from parquet_rows(stream, name)
+        else:
+            yield from parsed_lines(enumerate(stream, 1), name)

@@ -1,30 +1,52 @@
 """Rows of any corpus to problems and recorded chains: a mapping of columns, read strictly.
 
-Shared by local files and the hub. A row whose structure is wrong (a missing column, a wrong type)
-is an InputError that names the place; a row whose content is of no use (no answer, a proof) is set
-aside with a reason, because real corpora hold many.
+Shared by local files and the hub. Every row ends as one of three things: `Found`, `SetAside` with a
+reason, or passed over because the recipe's filter doesn't want it. No single row is fatal, whatever it
+holds: real corpora have proofs for answers, null bytes and columns of mixed types. Nothing is kept here;
+rows go by one at a time.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from fathom.boxed import last_box
 from fathom.config import StageConfig
-from fathom.errors import InputError
-from fathom.records import Kind, Problem, Rollout, json_lines
+from fathom.records import Kind, Problem, Rollout
+from fathom.sources import code_rows
+from fathom.sources.files import Row
+from fathom.sources.unusable import Unusable, check_plain
+
+MAX_QUESTION = 100_000
+"""Characters; a longer question (some 25,000 tokens) leaves no room for an answer in the context of any recipe."""
+
+MAX_GOLD = 10_000
+"""Characters; the graders compare answers up to 2,000 and no reference answer comes near it."""
+
+UNKNOWN_LICENCES = {"", "unknown", "none", "n/a", "unlicensed", "unspecified", "not specified", "?"}
+"""What a licence column holds where nobody knows."""
+
+_SECTIONS = {
+    "<|begin_of_thought|>": "<think>",
+    "<|end_of_thought|>": "</think>",
+    "<|begin_of_solution|>": "",
+    "<|end_of_solution|>": "",
+}
 
 
 class Columns(StageConfig):
     """Column names of a problem; null where there is none.
 
     A dotted name reaches into nested objects. options: a list, or an object from letter to text.
-    tests: a list of test objects, or JSON text of one. meta: columns kept as they are.
+    tests: a list of test objects, an `{"inputs", "outputs"}` object as in APPS, or JSON text of one of them.
+    solutions: programs known to be right (a list, or JSON text of one), kept to check the tests with.
+    meta: columns kept as they are where they aren't null.
     """
 
     id: str | None = None
@@ -32,6 +54,7 @@ class Columns(StageConfig):
     gold: str | None = "answer"
     options: str | None = None
     tests: str | None = None
+    solutions: str | None = None
     difficulty: str | None = None
     source: str | None = None
     licence: str | None = None
@@ -43,7 +66,8 @@ class ChainColumns(StageConfig):
 
     text: one chain, or a list of chains. The other columns hold one value for the row or a list with
     one value per chain. complete, truncated: bools, of opposite sense. written_by: the model's name
-    where no column holds it.
+    where no column holds it. sections: the text marks thought and solution by `<|begin_of_thought|>` and
+    its like (STILL-2, Sky-T1); they become `<think>...</think>` and the answer.
     """
 
     text: str
@@ -52,6 +76,7 @@ class ChainColumns(StageConfig):
     tokens: str | None = None
     complete: str | None = None
     truncated: str | None = None
+    sections: bool = False
     meta: list[str] = Field([])
 
 
@@ -68,181 +93,248 @@ class RowFilter(StageConfig):
 
 
 class RowSpec(RowFilter):
-    """How a row is read. reject_golds: texts that stand in place of an answer ("proof")."""
+    r"""How a row is read.
+
+    answer_in: the gold stands inside the text of its column, in its last `\boxed{}` or after its last `####`.
+    reject_golds: texts that stand in place of an answer ("proof"). licence: of rows that state none of
+    their own. allow_unknown_licence: take rows whose licence column is empty or says that nobody knows.
+    """
 
     kind: Kind = "math"
     licence: str = ""
     columns: Columns = Columns()
+    answer_in: Literal["boxed", "####"] | None = None
     reject_golds: list[str] = Field([])
+    allow_unknown_licence: bool = False
 
 
-@dataclass
-class Loaded:
-    """What a source holds. problems: (where it stands, problem); read and kept: rows before and after `where`."""
+@dataclass(frozen=True)
+class Found:
+    """A usable row: its problem and the chains recorded with it. where: its place, for messages."""
 
-    problems: list[tuple[str, Problem]] = field(default_factory=list)
-    chains: list[Rollout] = field(default_factory=list)
-    removed: list[dict[str, Any]] = field(default_factory=list)
-    read: int = 0
-    kept: int = 0
+    where: str
+    problem: Problem
+    chains: Sequence[Rollout] = ()
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, row) of a .jsonl, .jsonl.gz, .json (a list) or .parquet file, or of a directory of them in name order."""
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix in (".jsonl", ".gz", ".json", ".parquet"))
-        if not files:
-            raise InputError(f"{path}: no .jsonl, .json or .parquet file in this directory")
-        for file in files:
-            yield from read_rows(file)
-    elif path.suffix == ".parquet":
-        yield from _parquet_rows(path)
-    elif path.suffix == ".json":
-        yield from _json_rows(path)
-    else:
-        for where, row in json_lines(path):
-            yield where, _object(where, row)
+@dataclass(frozen=True)
+class SetAside:
+    """A row of no use. reason: one of few, for counting; detail: what was found."""
+
+    where: str
+    id: str
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+    def row(self) -> dict[str, str]:
+        """As a row of removed.jsonl."""
+        told = {"id": self.id, "reason": self.reason, "text": self.detail, "where": self.where}
+        return {key: value for key, value in told.items() if value}
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        rows = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from None
-    if not isinstance(rows, list):
-        raise InputError(f"{path}: expected a list of objects, got {type(rows).__name__}")
-    for i, row in enumerate(rows, 1):
-        yield f"{path}: item {i}", _object(f"{path}: item {i}", row)
+Outcome = Found | SetAside | None
+"""What became of a row; None where the filter doesn't want it."""
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.lib
-    import pyarrow.parquet
+def outcomes(
+    rows: Iterable[Row],
+    spec: RowSpec,
+    label: str,
+    chains: ChainColumns | None = None,
+    prepare: Callable[[Any], Any] | None = None,
+) -> Iterator[Outcome]:
+    """What becomes of each row, in order, until `spec.limit` problems are found.
 
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (pyarrow.lib.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
-    number = 0
-    for batch in file.iter_batches(batch_size=256):
-        for row in batch.to_pylist():
-            number += 1
-            yield f"{path}: row {number}", row
+    label: the source's name, of which ids are made where no column holds one. prepare: what is done to a
+    row first; it may raise Unusable.
+    """
+    found = 0
+    for number, (where, row) in enumerate(rows, 1):
+        try:
+            row = prepare(row) if prepare else row
+            if not wanted(row, spec):
+                yield None
+                continue
+            problem = to_problem(row, spec, label, number)
+            recorded = to_chains(row, chains, problem.id) if chains else ()
+        except Unusable as fault:
+            yield SetAside(where, f"{label}-{number:06d}", fault.reason, fault.detail)
+            continue
+        yield Found(where, problem, recorded)
+        found += 1
+        if found == spec.limit:
+            return
 
 
-def _object(where: str, row: Any) -> dict[str, Any]:
+def value(row: Any, column: str) -> Any:
+    """The value of a column ("a.b" reaches into objects). Raises Unusable naming the column."""
     if not isinstance(row, dict):
-        raise InputError(f"{where}: expected an object, got {type(row).__name__}")
-    return row
-
-
-def value(row: dict[str, Any], column: str, where: str) -> Any:
-    """The value of a column ("a.b" reaches into objects). Raises InputError naming the row and the column."""
+        raise Unusable(f"expected an object, got {type(row).__name__}")
     found: Any = row
     for part in [column] if column in row else column.split("."):
         if not isinstance(found, dict) or part not in found:
-            raise InputError(f"{where}: no column {column!r}; there are: {', '.join(map(str, row))}")
+            raise Unusable(f"no column {column!r}", f"there are: {', '.join(map(str, row))}")
         found = found[part]
     return found
 
 
-def wanted(row: dict[str, Any], spec: RowFilter, where: str) -> bool:
-    """Whether the row passes the source's `where`."""
-    return all(value(row, column, where) in allowed for column, allowed in spec.where.items())
+def wanted(row: Any, spec: RowFilter) -> bool:
+    """Whether the row passes the source's `where`. Raises Unusable for a missing column."""
+    return all(value(row, column) in allowed for column, allowed in spec.where.items())
 
 
-def to_problem(row: dict[str, Any], where: str, spec: RowSpec, label: str, number: int) -> Problem | str:
-    """The row's problem, or the reason why it can't be one. number: position in the source, from 1."""
+def to_problem(row: Any, spec: RowSpec, label: str, number: int) -> Problem:
+    """The row's problem. number: position in the source, from 1. Raises Unusable where it can't be one."""
     c = spec.columns
 
     def get(column: str | None) -> Any:
-        return None if column is None else value(row, column, where)
+        return None if column is None else value(row, column)
 
-    question, gold = get(c.question), get(c.gold)
-    if not isinstance(question, str | None) or isinstance(gold, dict | list):
-        raise InputError(f"{where}: columns {c.question!r} and {c.gold!r} must hold text")
-    gold = None if gold is None else str(gold).strip()
-    if not (question or "").strip():
-        return "no question"
-    if c.gold is not None and spec.kind != "code" and (not gold or gold in spec.reject_golds):
-        return f"no usable gold ({gold!r})"
-    if spec.numeric_gold and not _is_number(gold):
-        return f"gold {gold!r} is not a number"
-    difficulty = get(c.difficulty)
-    return Problem(
-        id=str(get(c.id)) if c.id else f"{label}-{number:06d}",
-        question=question.strip(),
+    question, gold = _question(get(c.question)), _gold(get(c.gold), spec)
+    tests, function = code_rows.read_tests(get(c.tests)) if c.tests else (None, None)
+    meta = {column: found for column in c.meta if (found := value(row, column)) is not None}
+    if function:
+        meta["fn_name"] = function
+    if solutions := code_rows.read_solutions(get(c.solutions)):
+        meta["solutions"] = solutions
+    problem = Problem(
+        id=_id(get(c.id)) if c.id else f"{label}-{number:06d}",
+        question=question,
         gold=gold,
         kind=spec.kind,
-        source=str(get(c.source) or label) if c.source else label,
-        licence=str(get(c.licence) or spec.licence) if c.licence else spec.licence,
-        options=_options(get(c.options), where),
-        tests=_tests(get(c.tests), where),
-        difficulty=None if difficulty is None else _number(difficulty, f"{where}: {c.difficulty}"),
-        meta={column: value(row, column, where) for column in c.meta},
+        source=str(get(c.source) or label),
+        licence=_licence(get(c.licence), spec),
+        options=_options(get(c.options)),
+        tests=tests,
+        difficulty=_difficulty(get(c.difficulty)),
+        meta=meta,
     )
+    for name in ("id", "question", "gold", "source", "licence", "options", "tests", "meta"):
+        check_plain(getattr(problem, name), name)
+    return problem
 
 
-def _is_number(gold: str | None) -> bool:
+def _question(given: Any) -> str:
+    if not isinstance(given, str | None):
+        raise Unusable("question is not text", type(given).__name__)
+    question = (given or "").strip()
+    if not question:
+        raise Unusable("no question")
+    if len(question) > MAX_QUESTION:
+        raise Unusable(f"question longer than {MAX_QUESTION:,} characters", f"{len(question):,}")
+    return question
+
+
+def _gold(given: Any, spec: RowSpec) -> str | None:
+    if not isinstance(given, str | int | float | Decimal | None):
+        raise Unusable("gold is not text or a number", type(given).__name__)
+    missing = given is None or given != given  # a column of numbers may hold NaN where there is none
+    gold = None if missing else str(given).strip()
+    if spec.answer_in == "boxed":
+        gold = last_box(gold or "")
+    elif spec.answer_in:
+        _, mark, after = (gold or "").rpartition(spec.answer_in)
+        gold = after.strip() if mark else None
+    if spec.columns.gold is None or spec.kind == "code":
+        return gold
+    if not gold or gold in spec.reject_golds:
+        raise Unusable("no usable gold", repr(gold))
+    if len(gold) > MAX_GOLD:
+        raise Unusable(f"gold longer than {MAX_GOLD:,} characters", f"{len(gold):,}")
+    if spec.numeric_gold and not _is_number(gold):
+        raise Unusable("gold is not a number", repr(gold))
+    return gold
+
+
+def _is_number(gold: str) -> bool:
     try:
-        float((gold or "").strip("$ ").replace(",", ""))
+        return math.isfinite(float(gold.strip("$ ").replace(",", "")))
     except ValueError:
         return False
-    return True
 
 
-def _number(given: Any, where: str) -> float:
-    try:
-        return float(given)
-    except (TypeError, ValueError):
-        raise InputError(f"{where}: expected a number, got {given!r}") from None
+def _id(given: Any) -> str:
+    if not isinstance(given, str | int) or not str(given).strip():
+        raise Unusable("no id", repr(given))
+    return str(given)
 
 
-def _options(given: Any, where: str) -> list[str] | None:
+def _licence(given: Any, spec: RowSpec) -> str:
+    """The row's own licence, or the source's where the row states none; a file without either is the user's to answer for."""
+    licence = str(given or spec.licence).strip()
+    if spec.columns.licence and licence.lower() in UNKNOWN_LICENCES and not spec.allow_unknown_licence:
+        raise Unusable("licence unknown", repr(given))
+    return licence
+
+
+def _options(given: Any) -> list[str] | None:
     options = list(given.values()) if isinstance(given, dict) else given
     if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
-        raise InputError(f"{where}: options must be a list of texts")
+        raise Unusable("options are not a list of texts", repr(given))
     return options
 
 
-def _tests(given: Any, where: str) -> list[dict[str, Any]] | None:
+def _difficulty(given: Any) -> float | None:
+    if given is None:
+        return None
     try:
-        tests = json.loads(given) if isinstance(given, str) else given
-    except ValueError:
-        raise InputError(f"{where}: tests are not JSON") from None
-    if tests is not None and not (isinstance(tests, list) and all(isinstance(t, dict) for t in tests)):
-        raise InputError(f"{where}: tests must be a list of objects")
-    return tests
+        number = float(given)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise Unusable("difficulty is not a number", repr(given))
+    return number
 
 
-def to_chains(row: dict[str, Any], where: str, c: ChainColumns, problem_id: str, first: int = 0) -> list[Rollout]:
-    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none."""
-    texts = value(row, c.text, where)
+def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> list[Rollout]:
+    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none.
+
+    Raises Unusable for a chain that is not text and for columns that don't fit each other.
+    """
+    texts = value(row, c.text)
     single = isinstance(texts, str)
     texts = [texts] if single else texts or []
+    if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
+        raise Unusable("chains are not text", repr(texts))
 
     def get(column: str | None, i: int) -> Any:
         found = None if column is None else row.get(column)
         if single or not isinstance(found, list):
             return found
         if len(found) != len(texts):
-            raise InputError(f"{where}: {len(found)} values in {column!r} for {len(texts)} chains in {c.text!r}")
+            told = f"{len(found)} values in {column!r} for {len(texts)} chains in {c.text!r}"
+            raise Unusable("columns of chains don't fit each other", told)
         return found[i]
 
     return [
-        Rollout(
-            problem_id=problem_id,
-            index=first + i,
-            text=text,
-            tokens=int(get(c.tokens, i) or 0),
-            finish="length" if get(c.truncated, i) or get(c.complete, i) is False else "stop",
-            model=str(get(c.model, i) or c.written_by),
-            meta={column: get(column, i) for column in c.meta if get(column, i) is not None},
-        )
+        _chain(text, lambda column, i=i: get(column, i), c, problem_id, first + i)
         for i, text in enumerate(texts)
-        if isinstance(text, str)
+        if text is not None
     ]
+
+
+def _chain(text: str, get: Callable[[str | None], Any], c: ChainColumns, problem_id: str, index: int) -> Rollout:
+    tokens = get(c.tokens) or 0
+    if not isinstance(tokens, int) and not (isinstance(tokens, float) and tokens.is_integer()):
+        raise Unusable("token count is not a whole number", repr(tokens))
+    chain = Rollout(
+        problem_id=problem_id,
+        index=index,
+        text=_unsectioned(text) if c.sections else text,
+        tokens=int(tokens),
+        finish="length" if get(c.truncated) or get(c.complete) is False else "stop",
+        model=str(get(c.model) or c.written_by),
+        meta={column: get(column) for column in c.meta if get(column) is not None},
+    )
+    for name in ("text", "model", "meta"):
+        check_plain(getattr(chain, name), f"chain {name}")
+    return chain
+
+
+def _unsectioned(text: str) -> str:
+    for mark, tag in _SECTIONS.items():
+        text = text.replace(mark, tag)
+    return text.strip()
