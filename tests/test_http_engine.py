@@ -14,7 +14,7 @@ import pytest
 from http_server import COMPLETION_TOKENS, PROMPT_TOKENS, drop, ok, raw, serving, status
 
 import fathom.engines.http as http_engine
-from fathom.annotate import AnnotateConfig, run_annotate
+from fathom.annotate.scale import AnnotateConfig, run_annotate
 from fathom.config import validate
 from fathom.engines import HttpConfig, Request, open_engine
 from fathom.errors import BudgetStop, InputError, WorkError
