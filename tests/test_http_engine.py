@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from http_server import COMPLETION_TOKENS, PROMPT_TOKENS, drop, ok, raw, serving, status
 
-import fathom.engines.http as http_engine
 from fathom.annotate.scale import AnnotateConfig, run_annotate
 from fathom.config import validate
-from fathom.engines import HttpConfig, Request, open_engine
+from fathom.engines import HttpConfig, Request, open_engine, pace
+from fathom.engines.call import TEMPLATE_TOKENS
 from fathom.errors import BudgetStop, InputError, WorkError
 from fathom.ledger import Ledger, Meter
 from fathom.prices import Prices, TokenPrice
@@ -30,7 +30,7 @@ SAMPLING = Sampling(0.6, 0.95, 100, seed=3)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(http_engine, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("TEST_KEY", KEY)
 
 
@@ -213,11 +213,11 @@ def test_a_strange_retry_after_is_no_wait(header):
 
 
 def test_waits_are_random_and_bounded(monkeypatch):
-    monkeypatch.setattr(http_engine, "FIRST_WAIT", 1.0)
-    third = [http_engine._pause(3, None) for _ in range(500)]
+    monkeypatch.setattr(pace, "FIRST_WAIT", 1.0)
+    third = [pace.pause(3, None) for _ in range(500)]
     assert 0 <= min(third) < 0.2 and 3.8 < max(third) <= 4
-    assert max(http_engine._pause(40, None) for _ in range(500)) <= 60
-    assert all(7 <= http_engine._pause(1, 7.0) <= 8 for _ in range(100))
+    assert max(pace.pause(40, None) for _ in range(500)) <= 60
+    assert all(7 <= pace.pause(1, 7.0) <= 8 for _ in range(100))
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -240,7 +240,7 @@ def test_a_refusal_is_final_and_one_line(answer, told, tmp_path, caplog):
         ask(server, meter=meter)
     assert len(server.calls) == 1
     assert "\n" not in str(caught.value)
-    assert ledger.calls_usd() == 0
+    assert ledger.calls.usd() == 0
     assert KEY not in str(caught.value) + caplog.text
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
@@ -276,7 +276,7 @@ def test_wrong_settings(settings, told):
 
 def worst_usd(wanted):
     """Every byte of the prompt a token, and all the tokens that may be written."""
-    prompt = sum(len(m.content) + http_engine.TEMPLATE_TOKENS for m in wanted.messages)
+    prompt = sum(len(m.content) + TEMPLATE_TOKENS for m in wanted.messages)
     return PRICES.tokens_usd("m", Usage(prompt, SAMPLING.max_tokens))
 
 
@@ -289,7 +289,7 @@ def test_what_was_paid_is_on_the_bill_and_asked_once(tmp_path):
         ask(server, request(samples=5), meter=meter)
         assert len(server.calls) == 5
     assert first == again
-    assert ledger.calls_usd() == pytest.approx(5 * PAID)
+    assert ledger.calls.usd() == pytest.approx(5 * PAID)
     (line,) = ledger.bill()
     assert line.tokens == {"m": Usage(5 * PROMPT_TOKENS, 5 * COMPLETION_TOKENS, 25)}
 
@@ -298,19 +298,19 @@ def test_errors_cost_nothing_and_silence_costs_its_worst_case(tmp_path):
     ledger, meter = billing(tmp_path)
     with serving(status(500), status(429)) as server:
         ask(server, meter=meter)
-    assert ledger.calls_usd() == pytest.approx(PAID)
+    assert ledger.calls.usd() == pytest.approx(PAID)
     with serving(drop, status(504), raw("{")) as server:
         ask(server, request("q"), meter=meter)
-    assert ledger.calls_usd() == pytest.approx(2 * PAID + 3 * worst_usd(request("q")))
+    assert ledger.calls.usd() == pytest.approx(2 * PAID + 3 * worst_usd(request("q")))
 
 
 def test_the_budget_stops_calls_before_they_leave(tmp_path):
     ledger, meter = billing(tmp_path, budget_usd=0.004)
     with serving() as server, pytest.raises(BudgetStop, match="rated: the next call to m could cost"):
         ask(server, request(samples=50), meter=meter, concurrency=2)
-    assert ledger.calls_usd() <= 0.004
+    assert ledger.calls.usd() <= 0.004
     assert 0 < len(server.calls) == server.completed < 50
-    assert ledger.calls_usd() == pytest.approx(len(server.calls) * PAID)
+    assert ledger.calls.usd() == pytest.approx(len(server.calls) * PAID)
 
 
 def test_a_model_without_a_price_is_not_asked(tmp_path):
@@ -333,7 +333,7 @@ def test_a_stage_bills_every_call_once(tmp_path):
     assert len(server.calls) == 4
     assert metrics["histogram"] == {"4": 3}
     assert ledger.bill()[0].tokens == {"m": Usage(4 * PROMPT_TOKENS, 4 * COMPLETION_TOKENS, 20)}
-    assert ledger.calls_usd() == pytest.approx(4 * PAID)
+    assert ledger.calls.usd() == pytest.approx(4 * PAID)
 
 
 CHILD = """
@@ -378,7 +378,7 @@ def test_kill_minus_nine_loses_no_bill_and_pays_no_answer_twice(tmp_path):
         assert done.stdout.split() == ["ready", "80"]
         assert server.completed - before == 80 - settled
     assert _settled(tmp_path) == 80
-    billed = Ledger(tmp_path / "ledger.sqlite").calls_usd()
+    billed = Ledger(tmp_path / "ledger.sqlite").calls.usd()
     in_flight = 4 * 4  # kills, calls at once
     assert server.completed * PAID <= billed <= 80 * PAID + in_flight * worst_usd(request("p79"))
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from fathom.calls import PaidCall
 from fathom.errors import BudgetStop, InputError
 from fathom.ledger import HEARTBEAT, Ledger, Meter
 from fathom.prices import Prices, load_prices
@@ -18,6 +19,7 @@ PRICES = Prices.model_validate(
         "models": {"paid": {"input": 1.0, "cached": 0.5, "output": 10.0, "as_of": "2026-01-01", "source": "test"}},
     }
 )
+CALL = PaidCall("call", "paid")
 
 
 @pytest.fixture
@@ -128,31 +130,31 @@ def test_check_counts_what_earlier_stages_cost(ledger, tmp_path):
 
 def test_a_paid_call_is_reserved_settled_and_never_paid_again(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path, usd_per_second=0.0)
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) is None
-    assert ledger.calls_usd() == pytest.approx(1.0)
-    gauge.settle("call", "paid", Usage(0, 20_000), "the answer")
-    assert ledger.calls_usd() == pytest.approx(0.2)
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) == "the answer"
-    assert ledger.calls_usd() == pytest.approx(0.2)
+    assert gauge.reserve(CALL, Usage(0, 100_000)) is None
+    assert ledger.calls.usd() == pytest.approx(1.0)
+    gauge.settle(CALL, Usage(0, 20_000), "the answer")
+    assert ledger.calls.usd() == pytest.approx(0.2)
+    assert gauge.reserve(CALL, Usage(0, 100_000)) == "the answer"
+    assert ledger.calls.usd() == pytest.approx(0.2)
 
 
 def test_a_call_whose_fate_is_unknown_stays_on_the_bill(ledger, tmp_path):
     first = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
-    first.reserve("call", "paid", Usage(0, 100_000))  # then kill -9
+    first.reserve(CALL, Usage(0, 100_000))  # then kill -9
     ledger.recover({})
     attempt = ledger.begin("s", "k", "cpu", 1, PRICES)
     second = meter(ledger, attempt, tmp_path)
-    assert second.reserve("call", "paid", Usage(0, 100_000)) is None
-    second.settle("call", "paid", Usage(0, 20_000), "the answer")
-    assert ledger.calls_usd() == pytest.approx(1.0 + 0.2)
+    assert second.reserve(CALL, Usage(0, 100_000)) is None
+    second.settle(CALL, Usage(0, 20_000), "the answer")
+    assert ledger.calls.usd() == pytest.approx(1.0 + 0.2)
 
 
 def test_a_released_call_costs_nothing_and_may_be_sent_again(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
-    gauge.reserve("call", "paid", Usage(0, 100_000))
-    gauge.release("call", "429")
-    assert ledger.calls_usd() == 0
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) is None
+    gauge.reserve(CALL, Usage(0, 100_000))
+    gauge.release(CALL, "429")
+    assert ledger.calls.usd() == 0
+    assert gauge.reserve(CALL, Usage(0, 100_000)) is None
 
 
 def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
@@ -163,7 +165,7 @@ def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
 
     def call(number):
         try:
-            gauge.reserve(f"call {number}", "paid", Usage(0, 10_000))
+            gauge.reserve(PaidCall(f"call {number}", "paid"), Usage(0, 10_000))
             outcomes.append("sent")
         except BudgetStop:
             outcomes.append("refused")
@@ -174,13 +176,13 @@ def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
     for thread in threads:
         thread.join()
     assert (outcomes.count("sent"), outcomes.count("refused")) == (10, 54)
-    assert ledger.calls_usd() == pytest.approx(1.0)
+    assert ledger.calls.usd() == pytest.approx(1.0)
 
 
 def test_a_model_without_a_price_is_refused_before_it_is_paid(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
     with pytest.raises(InputError, match="no price is known for 'unheard-of'"):
-        gauge.reserve("call", "unheard-of", Usage(1, 1))
+        gauge.reserve(PaidCall("call", "unheard-of"), Usage(1, 1))
 
 
 def test_null_meter_records_nothing(tmp_path):
