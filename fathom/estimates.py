@@ -59,6 +59,9 @@ ANSWER_TOKENS = Range(150, 800, 2500)
 CALL_SECONDS = Range(2, 8, 30)
 """One call to an API, of as many at once as the engine's `concurrency`. Assumption."""
 
+BATCH_SECONDS = Range(600, 7200, 86400)
+"""A batch of the Batch API, whatever its size. Its completion window is 24 hours; the rest an assumption."""
+
 PROMPT_TOKENS = Range(100, 250, 500)
 """Prompt tokens of one problem with its template. Assumption."""
 
@@ -248,16 +251,20 @@ def _generate(
     tokens = chains * (length + prompt)
     if kind in ("scripted", "recorded"):
         return Estimate(Range(0.2, 1, 5) + chains.over(GRADED_PER_SECOND), note=f"{kind} engine: no model runs")
+    if kind == "http" and config.engine.replay:
+        return Estimate(Range(0.2, 1, 5) + chains.over(GRADED_PER_SECOND), note="recorded answers: no call is made")
     if kind == "http":
-        name = config.engine.model
+        name, batch = config.engine.model, config.engine.batch
         costs = [
-            setting.prices.tokens_usd(name, Usage(round(n * before), round(n * answer)))
+            setting.prices.tokens_usd(name, Usage(round(n * before), round(n * answer)), batch)
             for n, before, answer in zip(_triple(chains), _triple(prompt), _triple(length.at_most(cap)), strict=True)
         ]
         api_usd = None if None in costs else Range(*costs)
-        seconds = chains * CALL_SECONDS * (1 / config.engine.concurrency)
+        seconds = BATCH_SECONDS if batch else chains * CALL_SECONDS * (1 / config.engine.concurrency)
         told = "no price is known" if api_usd is None else f"{dollars(api_usd.mid)} of it for their tokens"
-        return Estimate(seconds, tokens=tokens, api_usd=api_usd, note=f"calls to {name}: {told}")
+        return Estimate(
+            seconds, tokens=tokens, api_usd=api_usd, note=f"{'batches' if batch else 'calls'} to {name}: {told}"
+        )
     shape = _shape(config.model, inputs, setting)
     if shape is None:
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")

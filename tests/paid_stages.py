@@ -10,11 +10,13 @@ import hashlib
 import json
 import os
 import shutil
+import sqlite3
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,15 @@ def run_stages(folder: Path, url: str, **settings: Any) -> None:
 def rows(folder: Path) -> dict[str, bytes]:
     """What the stages handed on, byte by byte."""
     return {name: (folder / name / file).read_bytes() for name, file in OUTPUTS.items()}
+
+
+def calls_of(folder: Path) -> list[sqlite3.Row]:
+    """The paid calls in the ledger; none before there is a ledger."""
+    if not (folder / "ledger.sqlite").exists():
+        return []
+    with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        return db.execute("select * from calls").fetchall()
 
 
 def answer_text(body: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from http_server import (
     serving,
     status,
 )
-from paid_stages import PRICES, Truth, answer_text, rows, run_stages
+from paid_stages import PRICES, Truth, answer_text, calls_of, rows, run_stages
 
 from fathom.engines import pace
 from fathom.ledger import Ledger
@@ -46,15 +45,6 @@ def undisturbed(tmp_path_factory):
         run_stages(folder, server.url)
     assert len(truth.arrived) == len(set(truth.arrived)) == len(truth.charged) > 200
     return rows(folder), set(truth.arrived)
-
-
-def calls(folder: Path) -> list[sqlite3.Row]:
-    """The ledger's paid calls; none before there is a ledger."""
-    if not (folder / "ledger.sqlite").exists():
-        return []
-    with closing(sqlite3.connect(folder / "ledger.sqlite")) as db:
-        db.row_factory = sqlite3.Row
-        return db.execute("select * from calls").fetchall()
 
 
 def test_kill_minus_nine_at_twenty_random_moments(undisturbed, tmp_path):
@@ -81,7 +71,7 @@ def test_kill_minus_nine_at_twenty_random_moments(undisturbed, tmp_path):
             time.sleep(luck.uniform(0, 0.03))
             os.kill(child, signal.SIGKILL)
             assert int(parent.stdout.readline()) == signal.SIGKILL, "it was through before it was killed"
-            settled = {row["key"] for row in calls(tmp_path) if row["state"] == "settled"}
+            settled = {row["key"] for row in calls_of(tmp_path) if row["state"] == "settled"}
             settled_at_kills.append((len(truth.arrived), settled))
         start()
         assert int(parent.stdout.readline()) == 0
@@ -93,7 +83,7 @@ def test_kill_minus_nine_at_twenty_random_moments(undisturbed, tmp_path):
     for arrived, settled in settled_at_kills:
         assert settled.isdisjoint(key for key, _ in truth.arrived[arrived:])
     times = Counter(key for key, _ in truth.arrived)
-    ledger = {row["key"]: row for row in calls(tmp_path)}
+    ledger = {row["key"]: row for row in calls_of(tmp_path)}
     assert times.keys() == ledger.keys() == truth.charged.keys()
     assert {row["state"] for row in ledger.values()} == {"settled"}
     assert all(row["cost_usd"] == pytest.approx(PAID) for row in ledger.values())
@@ -109,7 +99,7 @@ def wasted(folder: Path) -> float:
     """Dollars that the bill shows as wasted."""
     with closing(Ledger(folder / "ledger.sqlite")) as ledger:
         lines = ledger.bill()
-    assert sum(line.maybe_double for line in lines) == sum(row["maybe_double"] for row in calls(folder))
+    assert sum(line.maybe_double for line in lines) == sum(row["maybe_double"] for row in calls_of(folder))
     return sum(line.wasted_usd for line in lines)
 
 
@@ -176,7 +166,7 @@ def test_with_faults_the_same_rows(undisturbed, tmp_path, monkeypatch):
         run_stages(tmp_path, server.url, timeout_seconds=0.8, tries=30, concurrency=16)
     assert seen.keys() == FAULTS.keys() and min(seen.values()) > 3
     assert rows(tmp_path) == undisturbed[0]
-    ledger = calls(tmp_path)
+    ledger = calls_of(tmp_path)
     assert {row["state"] for row in ledger} == {"settled"} and len(ledger) == len(truth.charged)
     assert sum(row["cost_usd"] for row in ledger) == pytest.approx(len(ledger) * PAID)
     costly = sum(seen[name] for name in ("truncated", "half", "a page", "not UTF-8", "dropped", "late", "drip"))

@@ -35,9 +35,9 @@ class HttpEngine:
         self.name = config.model
         self._config = config
         self._meter = meter or Meter.null(Path())
+        self._endpoint = None if config.replay else Endpoint(config)
         self._player = Player(Path(config.replay)) if config.replay else None
         self._recorder = Recorder(Path(config.record)) if config.record else None
-        self._endpoint = None if self._player else Endpoint(config)
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:

@@ -25,12 +25,12 @@ class Recorder:
 
     def __init__(self, path: Path):
         self._lock = threading.Lock()
-        self._stream = _open(path, "ab+")
         self._there: set[str] = set()
         whole = 0
-        for _, end, row in _rows(self._stream, path):
-            self._there.add(row["call"])
+        for _, end, call in _answers(path) if path.exists() else ():
+            self._there.add(call)
             whole = end
+        self._stream = _open(path, "ab")
         self._stream.truncate(whole)
 
     def add(self, call: str, request: dict[str, Any], answer: Completion) -> None:
@@ -54,8 +54,8 @@ class Player:
 
     def __init__(self, path: Path):
         self.path = path
+        self._places = {call: start for start, _, call in _answers(path)}
         self._stream = _open(path, "rb")
-        self._places = {row["call"]: start for start, _, row in _rows(self._stream, path)}
 
     def play(self, call: str, asked: str) -> Completion:
         """The answer to a call. asked: what it is called in the message when it isn't there (InputError)."""
@@ -79,18 +79,18 @@ def _open(path: Path, mode: str) -> BinaryIO:
         raise InputError(f"{path}: can't be opened ({error.strerror})") from None
 
 
-def _rows(stream: BinaryIO, path: Path) -> Iterator[tuple[int, int, dict[str, Any]]]:
-    """(start, end, row) of every whole line, in bytes."""
-    stream.seek(0)
+def _answers(path: Path) -> Iterator[tuple[int, int, str]]:
+    """(start, end, call) of every whole line; places in bytes."""
     start = 0
-    for number, line in enumerate(stream, 1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("call"), str) or "answer" not in row:
-            raise InputError(f"{path}:{number}: not a recorded answer (an object with call, request and answer)")
-        yield start, start + len(line), row
-        start += len(line)
+    with _open(path, "rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("call"), str) or "answer" not in row:
+                raise InputError(f"{path}:{number}: not a recorded answer (an object with call, request and answer)")
+            yield start, start + len(line), row["call"]
+            start += len(line)
