@@ -10,7 +10,7 @@ from http_server import CACHED_TOKENS, COMPLETION_TOKENS, PROMPT_TOKENS
 from paid_stages import PRICES, calls_of
 
 from fathom.engines import HttpConfig, Request, batch, open_engine, pace
-from fathom.engines.wire import Endpoint
+from fathom.engines.wire import Client
 from fathom.errors import BudgetStop, InputError, WorkError
 from fathom.ledger import Ledger, Meter
 from fathom.prices import Prices
@@ -171,7 +171,7 @@ def dying(monkeypatch, exchange, after):
     seen = [0]
 
     def wrap(name):
-        plain = getattr(Endpoint, name)
+        plain = getattr(Client, name)
 
         def call(*args, **kwargs):
             seen[0] += 1
@@ -182,7 +182,7 @@ def dying(monkeypatch, exchange, after):
                 raise Killed
             return answer
 
-        monkeypatch.setattr(Endpoint, name, call)
+        monkeypatch.setattr(Client, name, call)
 
     wrap("json")
     wrap("download")

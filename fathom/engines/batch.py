@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from fathom.engines import Completion, HttpConfig
 from fathom.engines.call import Call, reserve, settle, stored
 from fathom.engines.pace import pause
-from fathom.engines.wire import Endpoint, Failed, read_answer, refused
+from fathom.engines.wire import Client, Failed, read_answer, refused
 from fathom.errors import InputError, WorkError
 from fathom.ledger import Meter
 from fathom.records import Usage
@@ -34,8 +34,8 @@ Value = TypeVar("Value")
 class Batches:
     """The calls of one `generate`, in as few batches as they fit."""
 
-    def __init__(self, endpoint: Endpoint, meter: Meter, config: HttpConfig):
-        self._endpoint = endpoint
+    def __init__(self, client: Client, meter: Meter, config: HttpConfig):
+        self._client = client
         self._meter = meter
         self._config = config
         self._read: set[str] = set()
@@ -91,17 +91,17 @@ class Batches:
             for call in part:
                 reserve(call, self._meter)
         tag = part[0].paid.batch
-        path = urlsplit(self._config.base_url).path.rstrip("/") + "/chat/completions"
+        path = urlsplit(self._client.url).path.rstrip("/") + "/chat/completions"
         lines = "".join(_line(call, path) for call in part)
         try:
             upload = {
                 "files": {"file": (f"{tag}.jsonl", lines.encode(), "application/jsonl")},
                 "data": {"purpose": "batch"},
             }
-            file = self._insist(lambda: self._endpoint.json("POST", "files", **upload)["id"])
+            file = self._insist(lambda: self._client.json("POST", "files", **upload)["id"])
             wanted = {"input_file_id": file, "endpoint": path, "completion_window": "24h", "metadata": {TAG: tag}}
             return self._insist(
-                lambda: self._endpoint.json("POST", "batches", json=wanted)["id"], unless=lambda: self._find(tag)
+                lambda: self._client.json("POST", "batches", json=wanted)["id"], unless=lambda: self._find(tag)
             )
         except InputError as error:
             self._release(part, str(error))
@@ -111,7 +111,7 @@ class Batches:
         """The id of the batch with a tag, among all that the server lists."""
         query = {"limit": "100"}
         while True:
-            page = self._insist(lambda query=query: self._endpoint.json("GET", "batches", params=query))
+            page = self._insist(lambda query=query: self._client.json("GET", "batches", params=query))
             for batch in page["data"]:
                 if (batch.get("metadata") or {}).get(TAG) == tag:
                     return batch["id"]
@@ -122,7 +122,7 @@ class Batches:
     def _collect(self, batch: str, part: Sequence[Call]) -> list[tuple[Call, Completion]]:
         """Wait for a batch to end, and put all that it tells into the books at once."""
         while True:
-            state = self._insist(lambda: self._endpoint.json("GET", f"batches/{batch}"))
+            state = self._insist(lambda: self._client.json("GET", f"batches/{batch}"))
             if state["status"] in ("completed", "failed", "expired", "cancelled"):
                 break
             time.sleep(self._config.poll_seconds)
@@ -149,7 +149,7 @@ class Batches:
         """The lines of a batch's files by `custom_id`; of two lines with the same one the first counts."""
         rows: dict[str, dict[str, Any]] = {}
         for file in filter(None, (state.get("output_file_id"), state.get("error_file_id"))):
-            text = self._insist(lambda file=file: self._endpoint.download(f"files/{file}/content"))
+            text = self._insist(lambda file=file: self._client.download(f"files/{file}/content"))
             for line in filter(None, text.split("\n")):
                 try:
                     row = json.loads(line)

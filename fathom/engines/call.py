@@ -36,8 +36,8 @@ class Call:
         return replace(self, paid=replace(self.paid, batch=tag))
 
 
-def make_call(config: HttpConfig, request: Request, index: int, sampling: Sampling) -> Call:
-    """The call of one chain. The same configuration, request, index and sampling make the same call."""
+def make_call(config: HttpConfig, provider: str, request: Request, index: int, sampling: Sampling) -> Call:
+    """The call of one chain: equal arguments, the same call. provider: who answers, by the address or a name."""
     body = {
         "model": config.model,
         "messages": [{"role": m.role, "content": m.content} for m in request.messages],
@@ -54,7 +54,7 @@ def make_call(config: HttpConfig, request: Request, index: int, sampling: Sampli
         key=request.key,
         index=index,
         body=body,
-        paid=PaidCall(digest(config.base_url, *identity), config.model),
+        paid=PaidCall(digest(provider, *identity), config.model),
         tape=digest(*identity),
         worst=Usage(prompt, sampling.max_tokens),
     )

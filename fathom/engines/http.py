@@ -20,7 +20,7 @@ from fathom.engines.batch import Batches
 from fathom.engines.call import Call, make_call, reserve, settle, stored
 from fathom.engines.pace import Pace, pause
 from fathom.engines.tape import Player, Recorder
-from fathom.engines.wire import Endpoint, Failed, read_answer
+from fathom.engines.wire import Client, Failed, read_answer
 from fathom.errors import FathomError, WorkError
 from fathom.ledger import Meter
 from fathom.records import Sampling, Usage
@@ -35,7 +35,7 @@ class HttpEngine:
         self.name = config.model
         self._config = config
         self._meter = meter or Meter.null(Path())
-        self._endpoint = None if config.replay else Endpoint(config)
+        self._client = None if config.replay else Client(config)
         self._player = Player(Path(config.replay)) if config.replay else None
         self._recorder = Recorder(Path(config.record)) if config.record else None
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
@@ -59,7 +59,7 @@ class HttpEngine:
                 yield completion
 
     def close(self) -> None:
-        for part in (self._player, self._recorder, self._endpoint):
+        for part in (self._player, self._recorder, self._client):
             if part:
                 part.close()
 
@@ -68,7 +68,7 @@ class HttpEngine:
             for call in calls:
                 yield call, self._player.play(call.tape, f"{call.key!r}, chain {call.index}, of {self.name}")
         elif self._config.batch:
-            batches = Batches(self._endpoint, self._meter, self._config)
+            batches = Batches(self._client, self._meter, self._config)
             yield from batches.answers(calls)
         else:
             yield from self._one_by_one(calls)
@@ -126,7 +126,7 @@ class HttpEngine:
         # Endpoints that know the header charge once for a call that is sent again because its fate is unknown.
         headers = {"Idempotency-Key": call.paid.key}
         try:
-            answer = self._endpoint.json("POST", "chat/completions", json=call.body, headers=headers)
+            answer = self._client.json("POST", "chat/completions", json=call.body, headers=headers)
             return read_answer(answer, call.key, call.index)
         except Failed as error:
             if error.free:

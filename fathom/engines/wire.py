@@ -43,17 +43,17 @@ class Failed(Exception):
     limited: bool = False
 
 
-class Endpoint:
-    """An address, its key and its model. Raises InputError when the variable that should hold the key is not set."""
+class Client:
+    """An address, and the key for it. Raises InputError when the variable that should hold the key is not set."""
 
-    def __init__(self, config: HttpConfig):
-        self.url = config.base_url
+    def __init__(self, config: HttpConfig, url: str):
+        self.url = url
         self._model = config.model
         self._key_env = config.key_env
         self._key = _read_key(config.key_env)
         self._seconds = config.timeout_seconds
         self._client = httpx.Client(
-            base_url=config.base_url,
+            base_url=url,
             # A fresh connection for every exchange: on a kept one, an answer that comes twice would be
             # taken for that of the next call, and a connection just closed by the server for one that broke.
             headers={"Connection": "close", **({"Authorization": f"Bearer {self._key}"} if self._key else {})},
