@@ -35,7 +35,7 @@ class HttpEngine:
         self.name = config.model
         self._config = config
         self._meter = meter or Meter.null(Path())
-        self._client = None if config.replay else Client(config)
+        self._client = None if config.replay else Client(config, config.base_url)
         self._player = Player(Path(config.replay)) if config.replay else None
         self._recorder = Recorder(Path(config.record)) if config.record else None
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
@@ -47,11 +47,9 @@ class HttpEngine:
         the recorded file lacks it, BudgetStop before a call that can't be paid; calls under way then
         end first and are settled.
         """
-        calls = [
-            make_call(self._config, r, index, sampling)
-            for r in requests
-            for index in range(r.first, r.first + r.samples)
-        ]
+        provider = self._config.base_url
+        chains = ((r, index) for r in requests for index in range(r.first, r.first + r.samples))
+        calls = [make_call(self._config, provider, r, index, sampling) for r, index in chains]
         with closing(self._answers(calls)) as answers:
             for call, completion in answers:
                 if self._recorder:
