@@ -353,9 +353,11 @@ class Meter:
         if self._ledger:
             self._ledger.calls.release(call.key, error)
 
-    def together(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
         """Reservations, settlements and releases inside survive a crash as a whole or not at all."""
-        return self._ledger.together() if self._ledger else contextlib.nullcontext()
+        with self._lock, self._ledger.together() if self._ledger else contextlib.nullcontext():
+            yield
 
     def batched(self) -> dict[str, str]:
         """Key -> batch of the calls that were sent in one and have neither answer nor error yet."""

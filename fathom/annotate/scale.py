@@ -18,6 +18,7 @@ from fathom.chunks import digest, run_chunks, write_rows
 from fathom.config import Input, ModelInput, Operational, StageConfig
 from fathom.engines import Completion, Engine, EngineConfig, open_engine
 from fathom.errors import InputError
+from fathom.prompts import Prompt, template
 from fathom.prompts.ask import ask
 from fathom.records import Problem, Sampling, read_problems, to_json, write_jsonl
 
@@ -29,14 +30,14 @@ FAILED = "annotation_failed"
 
 
 class AnnotateConfig(StageConfig):
-    """`op: annotate`. field: `difficulty`, or the name of a new key in `meta`.
+    """`op: annotate`. field: `difficulty`, or the name of a new key in `meta`. template: a shipped one's name or `{file: mine.txt}`.
 
     keep_known: leave problems alone that already have the field. chunk: problems per saved piece.
     """
 
     problems: Input
     field: str = "difficulty"
-    template: str = "difficulty"
+    template: Prompt = "difficulty"
     engine: EngineConfig
     model: ModelInput | None = None
     scale: tuple[int, int] = (1, 10)
@@ -56,7 +57,13 @@ def run_annotate(inputs: dict[str, Any], config: AnnotateConfig, out: Path, mete
     engine = open_engine(config.engine, inputs.get("model"), meter)
     sampling = Sampling(config.temperature, 1.0, config.max_tokens, meter.seed)
     name = digest(
-        engine.name, to_json(sampling), config.template, config.field, config.scale, config.chunk, *map(to_json, asked)
+        engine.name,
+        to_json(sampling),
+        template(config.template),
+        config.field,
+        config.scale,
+        config.chunk,
+        *map(to_json, asked),
     )
     try:
         done = run_chunks(

@@ -148,12 +148,18 @@ def read_answer(answer: Any, key: str, index: int) -> tuple[Completion, Usage]:
 
 
 def _chain_text(message: dict[str, Any], cut: bool) -> str:
-    """The thinking, under either of its names, and the answer; a chain cut in its thinking leaves the tag open."""
+    """The thinking, under either of its names, and the answer; a chain cut in its thinking leaves the tag open.
+
+    Half of a surrogate pair, which JSON can write and UTF-8 can't, becomes U+FFFD.
+    """
     content = message.get("content") or ""
     thinking = message.get("reasoning_content") or message.get("reasoning")
-    if not thinking:
-        return content
-    return f"<think>{thinking}" if cut and not content else f"<think>{thinking}</think>{content}"
+    if not isinstance(content, str):
+        raise TypeError("its content is no text")
+    text = content
+    if thinking:
+        text = f"<think>{thinking}" if cut and not content else f"<think>{thinking}</think>{content}"
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parsed(data: bytes) -> Any:
