@@ -112,18 +112,19 @@ class Batches:
         query = {"limit": "100"}
         while True:
             page = self._insist(lambda query=query: self._client.json("GET", "batches", params=query))
-            for batch in page["data"]:
+            listed = page.get("data") or []
+            for batch in listed:
                 if (batch.get("metadata") or {}).get(TAG) == tag:
                     return batch["id"]
-            if not page.get("has_more") or not page["data"]:
+            if not page.get("has_more") or not listed:
                 return None
-            query = {**query, "after": page["data"][-1]["id"]}
+            query = {**query, "after": listed[-1]["id"]}
 
     def _collect(self, batch: str, part: Sequence[Call]) -> list[tuple[Call, Completion]]:
         """Wait for a batch to end, and put all that it tells into the books at once."""
         while True:
             state = self._insist(lambda: self._client.json("GET", f"batches/{batch}"))
-            if state["status"] in ("completed", "failed", "expired", "cancelled"):
+            if state.get("status") in ("completed", "failed", "expired", "cancelled"):
                 break
             time.sleep(self._config.poll_seconds)
         rows = self._rows(state)
