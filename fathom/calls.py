@@ -57,8 +57,8 @@ class Calls:
 
     def stored(self, key: str) -> str | None:
         """The answer of a call that was settled."""
-        row = self._db.execute("select response from calls where key = ? and state = 'settled'", (key,)).fetchone()
-        return row["response"] if row else None
+        rows = self._read("select response from calls where key = ? and state = 'settled'", key)
+        return rows[0]["response"] if rows else None
 
     def reserve(self, call: PaidCall, stage: str, attempt: int, worst_usd: float, room_usd: float | None) -> str | None:
         """Set a call's worst case aside before it leaves; returns the stored answer if it was paid before.
@@ -120,14 +120,16 @@ class Calls:
 
     def batched(self) -> dict[str, str]:
         """Key -> batch of the calls that were sent in one and have neither answer nor error."""
-        rows = self._db.execute("select key, batch from calls where state = 'reserved' and batch is not null")
+        rows = self._read("select key, batch from calls where state = 'reserved' and batch is not null")
         return {row["key"]: row["batch"] for row in rows}
 
     def usd(self) -> float:
         """Dollars of all calls, those without an answer at their worst case."""
-        return self._db.execute("select coalesce(sum(cost_usd + unknown_usd + reserved_usd), 0) from calls").fetchone()[
-            0
-        ]
+        return self._read("select coalesce(sum(cost_usd + unknown_usd + reserved_usd), 0) as usd from calls")[0]["usd"]
+
+    def _read(self, sql: str, *values: str) -> list[sqlite3.Row]:
+        with self._transaction():  # what another thread has not committed yet is not there
+            return self._db.execute(sql, values).fetchall()
 
 
 def _now() -> str:
