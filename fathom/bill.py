@@ -17,7 +17,8 @@ class BillLine:
 
     usd is None where a price is missing (basis "unpriced"); wasted_* are the part of seconds and
     usd that no saved work came from. tokens: by model name. state: of the last attempt; started: when
-    that began, ISO 8601 in UTC.
+    that began, ISO 8601 in UTC. maybe_double: paid calls that were sent again because nobody knew
+    whether they had been answered; their worst case is in usd, and wasted.
     """
 
     stage: str
@@ -33,6 +34,7 @@ class BillLine:
     wasted_usd: float | None
     basis: Basis
     tokens: dict[str, Usage]
+    maybe_double: int = 0
 
 
 def read_bill(db: sqlite3.Connection) -> list[BillLine]:
@@ -73,9 +75,15 @@ def _line(db: sqlite3.Connection, stage: str, key: str, rows: list[sqlite3.Row])
         wasted_usd=wasted_usd if priced else None,
         basis="unpriced" if not priced else "estimated" if guessed else "metered",
         tokens=used,
+        maybe_double=sum(c["maybe_double"] for c in calls),
     )
 
 
 def _unsaved_part(row: sqlite3.Row) -> float:
     total = row["prompt"] + row["completion"]
     return 1 - (row["saved_prompt"] + row["saved_completion"]) / total if total else 0.0
+
+
+def dollars(value: float) -> str:
+    """As a person reads it: cents, and smaller parts where cents would say nothing."""
+    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"

@@ -8,7 +8,7 @@ recipe needs no network. Every assumption that isn't physics stands here with it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,9 @@ ANSWER_TOKENS = Range(150, 800, 2500)
 
 CALL_SECONDS = Range(2, 8, 30)
 """One call to an API, of as many at once as the engine's `concurrency`. Assumption."""
+
+BATCH_SECONDS = Range(600, 7200, 86400)
+"""A batch of the Batch API, whatever its size. Its completion window is 24 hours; the rest an assumption."""
 
 PROMPT_TOKENS = Range(100, 250, 500)
 """Prompt tokens of one problem with its template. Assumption."""
@@ -211,6 +214,14 @@ def annotate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     return Estimate(made.seconds, before.rows, before.chains, made.tokens, made.peak_gib, made.api_usd, note=made.note)
 
 
+def rewrite(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    per_problem = inputs[config.chains].chains or 1
+    chain = CORPUS_CHAIN * config.max_tokens
+    chains = inputs[config.problems].rows * per_problem
+    made = _generate(config, inputs, setting, chains, chain, config.max_tokens, prompt=PROMPT_TOKENS + chain)
+    return replace(made, rows=inputs[config.problems].rows, chains=per_problem)
+
+
 def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     cap = config.sampling.max_tokens
@@ -241,28 +252,38 @@ def _benchmark_rows(benchmark: Any) -> int:
     return min(rows, benchmark.limit or rows)
 
 
-def _generate(config: Any, inputs: Inputs, setting: Setting, chains: Range, length: Range, cap: int) -> Estimate:
-    """Chains of some mean length by the engine of a configuration."""
+def _generate(
+    config: Any,
+    inputs: Inputs,
+    setting: Setting,
+    chains: Range,
+    length: Range,
+    cap: int,
+    prompt: Range = PROMPT_TOKENS,
+) -> Estimate:
+    """Chains of some mean length, after prompts of another, by the engine of a configuration."""
     kind = config.engine.kind
-    tokens = chains * (length + PROMPT_TOKENS)
+    tokens = chains * (length + prompt)
     if kind in ("scripted", "recorded"):
         return Estimate(Range(0.2, 1, 5) + chains.over(GRADED_PER_SECOND), note=f"{kind} engine: no model runs")
+    if kind == "http" and config.engine.replay:
+        return Estimate(Range(0.2, 1, 5) + chains.over(GRADED_PER_SECOND), note="recorded answers: no call is made")
     if kind == "http":
-        name = config.engine.model
+        name, batch = config.engine.model, config.engine.batch
         costs = [
-            setting.prices.tokens_usd(name, Usage(round(n * prompt), round(n * answer)))
-            for n, prompt, answer in zip(
-                _triple(chains), _triple(PROMPT_TOKENS), _triple(length.at_most(cap)), strict=True
-            )
+            setting.prices.tokens_usd(name, Usage(round(n * before), round(n * answer)), batch)
+            for n, before, answer in zip(_triple(chains), _triple(prompt), _triple(length.at_most(cap)), strict=True)
         ]
         api_usd = None if None in costs else Range(*costs)
-        seconds = chains * CALL_SECONDS * (1 / config.engine.concurrency)
+        seconds = BATCH_SECONDS if batch else chains * CALL_SECONDS * (1 / config.engine.concurrency)
         told = "no price is known" if api_usd is None else f"{dollars(api_usd.mid)} of it for their tokens"
-        return Estimate(seconds, tokens=tokens, api_usd=api_usd, note=f"calls to {name}: {told}")
+        return Estimate(
+            seconds, tokens=tokens, api_usd=api_usd, note=f"{'batches' if batch else 'calls'} to {name}: {told}"
+        )
     shape = _shape(config.model, inputs, setting)
     if shape is None:
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
-    context = length.mid / 2 + PROMPT_TOKENS.mid
+    context = length.mid / 2 + prompt.mid
     speed = physics.decoding_speed(shape, context, setting.device, setting.count, max(chains.mid, 1))
     peak = physics.decoding_memory(shape, context, setting.device, chains.mid)
     return Estimate(START_SECONDS[setting.kind] + (chains * length).over(speed), tokens=tokens, peak_gib=peak)

@@ -1,25 +1,27 @@
 """The bill: what every attempt at every stage consumed and what that cost, in one SQLite file.
 
-Wall-clock is metered per attempt and multiplied by a dated price; a paid call is reserved at its
-worst case before it leaves and settled with its answer. Killed and failed attempts stay on the
+Wall-clock is metered per attempt and multiplied by a dated price; paid calls are in the table of
+`fathom/calls.py`. Killed and failed attempts stay on the
 bill, and what of them was not saved is shown as wasted. A missing price makes a line "unpriced",
 never $0. `Meter` is what a stage sees of it. It measures and adds; it never decides what to run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fathom.bill import BillLine, read_bill
+from fathom.bill import BillLine, dollars, read_bill
+from fathom.calls import Calls, PaidCall
 from fathom.errors import BudgetStop, InputError
 from fathom.prices import Prices
 from fathom.records import Usage
@@ -39,12 +41,6 @@ create table if not exists tokens (
   saved_prompt integer not null default 0, saved_completion integer not null default 0,
   saved_cached integer not null default 0, saved_calls integer not null default 0,
   usd real, primary key (attempt, model, device));
-create table if not exists calls (
-  key text primary key, stage text not null, attempt integer not null, model text not null,
-  state text not null, tries integer not null default 1, reserved_usd real not null,
-  unknown_usd real not null default 0, cost_usd real not null default 0,
-  prompt integer not null default 0, completion integer not null default 0, cached integer not null default 0,
-  response text, error text, at text not null);
 """
 
 _SPENT = """
@@ -65,7 +61,7 @@ def _cannot_write(path: Path, error: sqlite3.OperationalError) -> InputError:
 
 
 class Ledger:
-    """The ledger of one run directory. Safe to open from several processes and threads."""
+    """The ledger of one run directory. Safe to open from several processes and threads. calls: the paid ones."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -76,6 +72,7 @@ class Ledger:
             self._db.execute("pragma journal_mode = wal")
             self._db.execute("pragma synchronous = full")
             self._db.executescript(_SCHEMA)
+            self.calls = Calls(self._db, self.together)
         except sqlite3.OperationalError as error:
             raise _cannot_write(path, error) from None
         except sqlite3.DatabaseError as error:
@@ -91,6 +88,25 @@ class Ledger:
                 return self._db.execute(sql, values).lastrowid or 0
         except sqlite3.OperationalError as error:
             raise _cannot_write(self.path, error) from None
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written inside is there after a crash as a whole, or not at all; an error undoes it."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            try:
+                self._db.execute("begin immediate")
+                try:
+                    yield
+                    self._db.execute("commit")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("rollback")
+                    raise
+            except sqlite3.OperationalError as error:
+                raise _cannot_write(self.path, error) from None
 
     # -------------------------------------------------------------------- attempts
 
@@ -119,8 +135,7 @@ class Ledger:
 
     def end(self, attempt: int, state: str, seconds: float) -> None:
         """Close an attempt: "done" (all of it useful), "failed", "stopped" or "killed" (what was saved is)."""
-        with self._lock:
-            self._write("begin immediate", {})
+        with self.together():
             self._write(
                 "update attempts set state = :state, seconds = max(seconds, :seconds),"
                 " saved_seconds = case when :state = 'done' then max(seconds, :seconds) else saved_seconds end"
@@ -133,7 +148,6 @@ class Ledger:
                     " saved_cached = cached, saved_calls = calls where attempt = :id",
                     {"id": attempt},
                 )
-            self._write("commit", {})
 
     def recover(self, finished: Mapping[tuple[int, str], float]) -> list[str]:
         """Close attempts of a process that died. finished: seconds by (attempt, key) whose artifact exists.
@@ -173,60 +187,6 @@ class Ledger:
                 values,
             )
 
-    # -------------------------------------------------------------------- paid calls
-
-    def reserve(self, key: str, stage: str, attempt: int, model: str, worst_usd: float, room_usd: float | None) -> str | None:
-        """Set a call's worst case aside before it leaves; returns the stored answer if it was paid before.
-
-        key: hash of everything that determines the answer. room_usd: what the budget still allows
-        beside all calls (None is no limit). A call whose fate a crash left unknown stays counted
-        at its worst case and is sent again. Raises BudgetStop when it does not fit.
-        """
-        with self._lock:
-            self._write("begin immediate", {})
-            try:
-                row = self._db.execute("select * from calls where key = ?", (key,)).fetchone()
-                if row is not None and row["state"] == "settled":
-                    return row["response"]
-                (open_usd,) = self._db.execute(
-                    "select coalesce(sum(cost_usd + unknown_usd + reserved_usd), 0) from calls"
-                ).fetchone()
-                if room_usd is not None and open_usd + worst_usd > room_usd:
-                    raise BudgetStop(f"{stage}: the next call to {model} could cost {dollars(worst_usd)}, which the budget does not allow")
-                self._write(
-                    "insert into calls (key, stage, attempt, model, state, reserved_usd, at)"
-                    " values (:key, :stage, :attempt, :model, 'reserved', :usd, :now)"
-                    " on conflict (key) do update set state = 'reserved', tries = tries + 1, attempt = :attempt, at = :now,"
-                    " unknown_usd = unknown_usd + reserved_usd, reserved_usd = :usd",
-                    {"key": key, "stage": stage, "attempt": attempt, "model": model, "usd": worst_usd, "now": _now()},
-                )
-                return None
-            finally:
-                self._write("commit", {})
-
-    def settle(self, key: str, usage: Usage, cost_usd: float, response: str) -> None:
-        """Store a call's answer and its true cost in place of its reservation."""
-        self._write(
-            "update calls set state = 'settled', reserved_usd = 0, cost_usd = cost_usd + :usd, response = :response,"
-            " prompt = :p, completion = :c, cached = :h, at = :now where key = :key",
-            {
-                "key": key,
-                "usd": cost_usd,
-                "response": response,
-                "p": usage.prompt_tokens,
-                "c": usage.completion_tokens,
-                "h": usage.cached_tokens,
-                "now": _now(),
-            },
-        )
-
-    def release(self, key: str, error: str, cost_usd: float = 0.0) -> None:
-        """A call came back as an error that cost so much (usually nothing)."""
-        self._write(
-            "update calls set state = 'failed', reserved_usd = 0, cost_usd = cost_usd + :usd, error = :error where key = :key",
-            {"key": key, "usd": cost_usd, "error": error},
-        )
-
     # -------------------------------------------------------------------- totals
 
     def spent(self, but: int = -1) -> float:
@@ -234,22 +194,10 @@ class Ledger:
         with self._lock:
             return self._db.execute(_SPENT, {"but": but}).fetchone()[0]
 
-    def calls_usd(self) -> float:
-        """Dollars of paid calls, reservations at their worst case."""
-        with self._lock:
-            return self._db.execute(
-                "select coalesce(sum(cost_usd + unknown_usd + reserved_usd), 0) from calls"
-            ).fetchone()[0]
-
     def bill(self) -> list[BillLine]:
         """One line per stage and key, in the order of their first attempts."""
         with self._lock:
             return read_bill(self._db)
-
-
-def dollars(value: float) -> str:
-    """As a person reads it: cents, and smaller parts where cents would say nothing."""
-    return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 
 def _now() -> str:
@@ -303,7 +251,7 @@ class Meter:
         self._lock = threading.RLock()
         self._last_flush = 0.0
         self._last_checked: float | None = None
-        self._spent_before = ledger.spent(but=attempt) - ledger.calls_usd() if ledger else 0.0
+        self._spent_before = ledger.spent(but=attempt) - ledger.calls.usd() if ledger else 0.0
 
     @classmethod
     def null(cls, scratch: Path, seed: int = 0) -> Meter:
@@ -350,9 +298,11 @@ class Meter:
 
     def spent(self) -> float:
         """Dollars on the run's bill, this attempt up to now included; unpriced work counts nothing."""
+        return self._spent_beside_calls() + (self._ledger.calls.usd() if self._ledger else 0.0)
+
+    def _spent_beside_calls(self) -> float:
         now = self._spent_before + (self._usd_per_second or 0.0) * self.seconds()
-        now += sum(count.usd or 0.0 for count in self._counts.values())
-        return now + (self._ledger.calls_usd() if self._ledger else 0.0)
+        return now + sum(count.usd or 0.0 for count in self._counts.values())
 
     def check(self) -> None:
         """Call it between chunks: raises BudgetStop when another chunk like the last would exceed the budget."""
@@ -368,28 +318,47 @@ class Meter:
                 f" and the next piece of work would cost about {dollars(chunk)}"
             )
 
-    def reserve(self, key: str, model: str, worst: Usage) -> str | None:
+    def price(self, call: PaidCall, usage: Usage) -> float | None:
+        """Dollars; None where no price is known."""
+        return self._prices.tokens_usd(call.model, usage, batch=call.batch is not None)
+
+    def stored(self, call: PaidCall) -> str | None:
+        """The answer of a call that was paid before."""
+        return self._ledger.calls.stored(call.key) if self._ledger else None
+
+    def reserve(self, call: PaidCall, worst: Usage) -> str | None:
         """Reserve a paid call at its worst case before it is sent; returns its answer if it is stored.
 
         Raises InputError for a model without a price, BudgetStop when it does not fit.
         """
         if self._ledger is None:
             return None
-        worst_usd = self._prices.tokens_usd(model, worst)
+        worst_usd = self.price(call, worst)
         if worst_usd is None:
-            raise InputError(f"{self._stage}: no price is known for {model!r}: add it to the price file before paying for it")
+            kind = "batch price" if call.batch else "price"
+            raise InputError(
+                f"{self._stage}: no {kind} is known for {call.model!r}: add it to the price file before paying for it"
+            )
         with self._lock:
-            room = None
-            if self._budget is not None:
-                room = self._budget - (self.spent() - self._ledger.calls_usd())
-            return self._ledger.reserve(key, self._stage, self._attempt, model, worst_usd, room)
+            room = None if self._budget is None else self._budget - self._spent_beside_calls()
+            return self._ledger.calls.reserve(call, self._stage, self._attempt, worst_usd, room)
 
-    def settle(self, key: str, model: str, usage: Usage, response: str) -> None:
+    def settle(self, call: PaidCall, usage: Usage, response: str) -> None:
         """Settle a reserved call with its answer."""
         if self._ledger:
-            self._ledger.settle(key, usage, self._prices.tokens_usd(model, usage) or 0.0, response)
+            self._ledger.calls.settle(call.key, usage, self.price(call, usage) or 0.0, response)
 
-    def release(self, key: str, error: str) -> None:
+    def release(self, call: PaidCall, error: str) -> None:
         """A reserved call failed and was not charged."""
         if self._ledger:
-            self._ledger.release(key, error)
+            self._ledger.calls.release(call.key, error)
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Reservations, settlements and releases inside survive a crash as a whole or not at all."""
+        with self._lock, self._ledger.together() if self._ledger else contextlib.nullcontext():
+            yield
+
+    def batched(self) -> dict[str, str]:
+        """Key -> batch of the calls that were sent in one and have neither answer nor error yet."""
+        return self._ledger.calls.batched() if self._ledger else {}

@@ -30,12 +30,16 @@ class DevicePrice(_Strict):
 
 
 class TokenPrice(_Strict):
-    """Dollars per million tokens. cached: prompt tokens read from the provider's cache."""
+    """Dollars per million tokens. cached: prompt tokens read from the provider's cache (as fresh ones when absent).
+
+    batch_*: of calls sent through the Batch API; without batch_input and batch_output there is no batch price.
+    """
 
     input: float = Field(ge=0, allow_inf_nan=False)
     output: float = Field(ge=0, allow_inf_nan=False)
     cached: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     batch_input: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    batch_cached: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     batch_output: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     as_of: str
     source: str
@@ -47,14 +51,20 @@ class Prices(_Strict):
     devices: dict[str, DevicePrice] = {}
     models: dict[str, TokenPrice] = {}
 
-    def tokens_usd(self, model: str, usage: Usage) -> float | None:
+    def tokens_usd(self, model: str, usage: Usage, batch: bool = False) -> float | None:
         """What a call costs; None when the model has no price. Dated names ("o3-mini-2025-01-31") fall back on the plain one."""
         price = self.models.get(model) or self.models.get(_undated(model))
         if price is None:
             return None
-        cached_price = price.input if price.cached is None else price.cached
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        return (fresh * price.input + usage.cached_tokens * cached_price + usage.completion_tokens * price.output) / 1e6
+        rates = (price.input, price.cached, price.output)
+        if batch:
+            rates = (price.batch_input, price.batch_cached, price.batch_output)
+        fresh, cached, output = rates
+        if fresh is None or output is None:
+            return None
+        cached = fresh if cached is None else cached
+        new_tokens = usage.prompt_tokens - usage.cached_tokens
+        return (new_tokens * fresh + usage.cached_tokens * cached + usage.completion_tokens * output) / 1e6
 
 
 def _undated(model: str) -> str:

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import fathom.annotate
-from fathom.annotate import AnnotateConfig, read_scale, run_annotate
+import fathom.annotate.scale
+from fathom.annotate.scale import AnnotateConfig, read_scale, run_annotate
 from fathom.engines import Completion
 from fathom.errors import InputError
 from fathom.ledger import Meter
@@ -56,7 +56,7 @@ class Moody:
 
 
 def annotate(tmp_path, monkeypatch, engine, problems, **config):
-    monkeypatch.setattr(fathom.annotate, "open_engine", lambda config, model, meter: engine)
+    monkeypatch.setattr(fathom.annotate.scale, "open_engine", lambda config, model, meter: engine)
     out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     write_jsonl(tmp_path / "problems.jsonl", problems)
@@ -71,7 +71,9 @@ def test_an_invalid_answer_is_asked_again_twice_and_then_set_aside(tmp_path, mon
     engine = Moody({"a": ["4"], "b": ["?", "42", "Difficulty: 6"], "c": ["no", "no", "no idea"]})
     metrics, kept, removed = annotate(tmp_path, monkeypatch, engine, problems)
     assert [(p.id, p.difficulty) for p in kept] == [("a", 4.0), ("b", 6.0)]
-    assert removed == [{"id": "c", "reason": "no whole number from 1 to 10 in 3 answers, the last was 'no idea'"}]
+    assert removed == [
+        {"id": "c", "reason": "no whole number from 1 to 10 in 3 answers", "detail": "the last was 'no idea'"}
+    ]
     assert engine.asked == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("b", 2), ("c", 2)]
     assert metrics["funnel"] == [["problems", 3], ["with a valid difficulty", 2]]
 

@@ -1,22 +1,15 @@
 """The http engine against a real server on localhost: answers, retries, refusals, and a bill that survives kill -9."""
 
 import logging
-import os
-import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
-from pathlib import Path
 
 import pytest
 from http_server import COMPLETION_TOKENS, PROMPT_TOKENS, drop, ok, raw, serving, status
 
-import fathom.engines.http as http_engine
-from fathom.annotate import AnnotateConfig, run_annotate
+from fathom.annotate.scale import AnnotateConfig, run_annotate
 from fathom.config import validate
-from fathom.engines import HttpConfig, Request, open_engine
+from fathom.engines import HttpConfig, Request, open_engine, pace
+from fathom.engines.call import TEMPLATE_TOKENS
 from fathom.errors import BudgetStop, InputError, WorkError
 from fathom.ledger import Ledger, Meter
 from fathom.prices import Prices, TokenPrice
@@ -30,7 +23,7 @@ SAMPLING = Sampling(0.6, 0.95, 100, seed=3)
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(http_engine, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(pace, "FIRST_WAIT", 0.01)
     monkeypatch.setenv("TEST_KEY", KEY)
 
 
@@ -100,6 +93,7 @@ def test_seeds_follow_the_recipe_and_nothing_else():
         (ok("so it", "length", reasoning="2 and 2"), "<think>2 and 2</think>so it", "length"),
         (ok("<think>hm</think>4"), "<think>hm</think>4", "stop"),
         (ok(None), "", "stop"),
+        (ok("\ud83d is half a smile"), "\ufffd is half a smile", "stop"),
     ],
 )
 def test_thinking_becomes_text(answer, text, finish):
@@ -143,6 +137,8 @@ def test_at_most_so_many_calls_at_once():
         raw("[]"),
         raw('{"choices": []}'),
         raw('{"choices": [{"message": {"content": "4"}}]}'),
+        raw('{"choices": [{"message": {"content": ["4"]}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}'),
+        raw('{"choices": [{"message": {"content": "4"}}], "usage": {"prompt_tokens": -1, "completion_tokens": 1}}'),
         raw('{"error": {"message": "upstream is down"}}'),
         drop,
     ],
@@ -190,11 +186,12 @@ def test_nobody_listens():
         ask(server, tries=2)
 
 
-def test_retry_after_is_honoured():
-    with serving(status(429, Retry_After="1")) as server:
+@pytest.mark.parametrize("header", [{"Retry_After": "1"}, {"Retry_After": "9", "retry_after_ms": "1000"}])
+def test_retry_after_is_honoured(header):
+    with serving(status(429, **header)) as server:
         start = time.monotonic()
         ask(server)
-        assert time.monotonic() - start >= 1.0
+        assert 1.0 <= time.monotonic() - start < 5
 
 
 @pytest.mark.parametrize("header", ["86400", "Fri, 01 Jan 2100 00:00:00 GMT", "inf"])
@@ -210,14 +207,6 @@ def test_a_server_that_asks_for_hours_is_not_waited_for(header):
 def test_a_strange_retry_after_is_no_wait(header):
     with serving(status(503, Retry_After=header)) as server:
         assert len(ask(server)) == 1
-
-
-def test_waits_are_random_and_bounded(monkeypatch):
-    monkeypatch.setattr(http_engine, "FIRST_WAIT", 1.0)
-    third = [http_engine._pause(3, None) for _ in range(500)]
-    assert 0 <= min(third) < 0.2 and 3.8 < max(third) <= 4
-    assert max(http_engine._pause(40, None) for _ in range(500)) <= 60
-    assert all(7 <= http_engine._pause(1, 7.0) <= 8 for _ in range(100))
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -240,7 +229,7 @@ def test_a_refusal_is_final_and_one_line(answer, told, tmp_path, caplog):
         ask(server, meter=meter)
     assert len(server.calls) == 1
     assert "\n" not in str(caught.value)
-    assert ledger.calls_usd() == 0
+    assert ledger.calls.usd() == 0
     assert KEY not in str(caught.value) + caplog.text
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
 
@@ -276,7 +265,7 @@ def test_wrong_settings(settings, told):
 
 def worst_usd(wanted):
     """Every byte of the prompt a token, and all the tokens that may be written."""
-    prompt = sum(len(m.content) + http_engine.TEMPLATE_TOKENS for m in wanted.messages)
+    prompt = sum(len(m.content) + TEMPLATE_TOKENS for m in wanted.messages)
     return PRICES.tokens_usd("m", Usage(prompt, SAMPLING.max_tokens))
 
 
@@ -289,7 +278,7 @@ def test_what_was_paid_is_on_the_bill_and_asked_once(tmp_path):
         ask(server, request(samples=5), meter=meter)
         assert len(server.calls) == 5
     assert first == again
-    assert ledger.calls_usd() == pytest.approx(5 * PAID)
+    assert ledger.calls.usd() == pytest.approx(5 * PAID)
     (line,) = ledger.bill()
     assert line.tokens == {"m": Usage(5 * PROMPT_TOKENS, 5 * COMPLETION_TOKENS, 25)}
 
@@ -298,19 +287,19 @@ def test_errors_cost_nothing_and_silence_costs_its_worst_case(tmp_path):
     ledger, meter = billing(tmp_path)
     with serving(status(500), status(429)) as server:
         ask(server, meter=meter)
-    assert ledger.calls_usd() == pytest.approx(PAID)
+    assert ledger.calls.usd() == pytest.approx(PAID)
     with serving(drop, status(504), raw("{")) as server:
         ask(server, request("q"), meter=meter)
-    assert ledger.calls_usd() == pytest.approx(2 * PAID + 3 * worst_usd(request("q")))
+    assert ledger.calls.usd() == pytest.approx(2 * PAID + 3 * worst_usd(request("q")))
 
 
 def test_the_budget_stops_calls_before_they_leave(tmp_path):
     ledger, meter = billing(tmp_path, budget_usd=0.004)
     with serving() as server, pytest.raises(BudgetStop, match="rated: the next call to m could cost"):
         ask(server, request(samples=50), meter=meter, concurrency=2)
-    assert ledger.calls_usd() <= 0.004
+    assert ledger.calls.usd() <= 0.004
     assert 0 < len(server.calls) == server.completed < 50
-    assert ledger.calls_usd() == pytest.approx(len(server.calls) * PAID)
+    assert ledger.calls.usd() == pytest.approx(len(server.calls) * PAID)
 
 
 def test_a_model_without_a_price_is_not_asked(tmp_path):
@@ -333,57 +322,4 @@ def test_a_stage_bills_every_call_once(tmp_path):
     assert len(server.calls) == 4
     assert metrics["histogram"] == {"4": 3}
     assert ledger.bill()[0].tokens == {"m": Usage(4 * PROMPT_TOKENS, 4 * COMPLETION_TOKENS, 20)}
-    assert ledger.calls_usd() == pytest.approx(4 * PAID)
-
-
-CHILD = """
-import sys
-from pathlib import Path
-from test_http_engine import PRICES, SAMPLING, request
-from fathom.engines import HttpConfig, open_engine
-from fathom.ledger import Ledger, Meter
-folder = Path(sys.argv[1])
-ledger = Ledger(folder / "ledger.sqlite")
-ledger.recover({})
-attempt = ledger.begin("rated", "k", "cpu", 1, PRICES)
-meter = Meter(folder, 0, stage="rated", ledger=ledger, attempt=attempt, prices=PRICES)
-engine = open_engine(HttpConfig(model="m", base_url=sys.argv[2], concurrency=4), meter=meter)
-print("ready", flush=True)
-texts = {(c.key, c.index): c.text for c in engine.generate([request(f"p{i}") for i in range(80)], SAMPLING)}
-print(len(texts), flush=True)
-"""
-
-
-def test_kill_minus_nine_loses_no_bill_and_pays_no_answer_twice(tmp_path):
-    """Every answer the server gave is billed; settled answers are never asked for again."""
-    luck = random.Random(5)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    command = [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path)]
-    with serving(*[ok(seconds=0.02)] * 1000) as server:
-        for _ in range(4):
-            child = subprocess.Popen([*command, server.url], stdout=subprocess.PIPE, text=True, env=environment)
-            assert child.stdout.readline() == "ready\n"
-            goal = server.completed + luck.randint(5, 9)  # more than 4 at once can leave open, so some are settled
-            while server.completed < goal:
-                time.sleep(0.001)
-            child.send_signal(signal.SIGKILL)
-            child.communicate()
-        time.sleep(0.3)  # for calls that left and were not yet read
-        while server.completed < len(server.calls):
-            time.sleep(0.1)
-        before = server.completed
-        settled = _settled(tmp_path)
-        assert 0 < settled <= before < 80
-        done = subprocess.run([*command, server.url], capture_output=True, text=True, env=environment, check=True)
-        assert done.stdout.split() == ["ready", "80"]
-        assert server.completed - before == 80 - settled
-    assert _settled(tmp_path) == 80
-    billed = Ledger(tmp_path / "ledger.sqlite").calls_usd()
-    in_flight = 4 * 4  # kills, calls at once
-    assert server.completed * PAID <= billed <= 80 * PAID + in_flight * worst_usd(request("p79"))
-
-
-def _settled(folder):
-    """Calls with an answer in the ledger."""
-    (line,) = Ledger(folder / "ledger.sqlite").bill()
-    return line.tokens["m"].completion_tokens // COMPLETION_TOKENS
+    assert ledger.calls.usd() == pytest.approx(4 * PAID)

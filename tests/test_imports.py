@@ -19,7 +19,7 @@ LEVELS: list[set[str]] = [
     {"records"},
     {"config", "bill", "physics", "boxed"},
     {"document"},
-    {"store", "prices", "tokens", "weights", "prompts"},
+    {"store", "prices", "tokens", "weights", "prompts", "calls"},
     {"ledger"},
     {"chunks", "merge_config"},
     {"sources", "engines", "graders"},

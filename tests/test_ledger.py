@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
+from fathom.calls import PaidCall
 from fathom.errors import BudgetStop, InputError
 from fathom.ledger import HEARTBEAT, Ledger, Meter
 from fathom.prices import Prices, load_prices
@@ -15,9 +18,21 @@ from fathom.records import Usage
 PRICES = Prices.model_validate(
     {
         "devices": {"cpu": {"usd_per_hour": 3.6, "as_of": "2026-01-01", "source": "test"}},  # $0.001 per second
-        "models": {"paid": {"input": 1.0, "cached": 0.5, "output": 10.0, "as_of": "2026-01-01", "source": "test"}},
+        "models": {
+            "paid": {
+                "input": 1.0,
+                "cached": 0.5,
+                "output": 10.0,
+                "batch_input": 0.4,
+                "batch_output": 5.0,
+                "as_of": "2026-01-01",
+                "source": "test",
+            },
+            "plain": {"input": 1.0, "output": 2.0, "as_of": "2026-01-01", "source": "test"},
+        },
     }
 )
+CALL = PaidCall("call", "paid")
 
 
 @pytest.fixture
@@ -108,6 +123,15 @@ def test_cached_tokens_and_dated_names_have_their_price():
     assert PRICES.tokens_usd("paid-large", Usage(1, 1)) is None
 
 
+def test_a_batch_has_prices_of_its_own():
+    used = Usage(1_000_000, 100_000, 400_000)
+    assert PRICES.tokens_usd("paid", used, batch=True) == pytest.approx(0.6 * 0.4 + 0.4 * 0.4 + 0.5)
+    cached = {"models": {"m": {**PRICES.models["paid"].model_dump(), "batch_cached": 0.1}}}
+    assert Prices.model_validate(cached).tokens_usd("m", used, batch=True) == pytest.approx(0.6 * 0.4 + 0.4 * 0.1 + 0.5)
+    assert PRICES.tokens_usd("plain", Usage(1, 1)) == pytest.approx(3e-6)
+    assert PRICES.tokens_usd("plain", Usage(1, 1), batch=True) is None
+
+
 def test_check_stops_before_a_chunk_that_would_not_fit(ledger, tmp_path):
     attempt = ledger.begin("s", "k", "cpu", 1, PRICES)
     began = time.monotonic()
@@ -128,31 +152,83 @@ def test_check_counts_what_earlier_stages_cost(ledger, tmp_path):
 
 def test_a_paid_call_is_reserved_settled_and_never_paid_again(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path, usd_per_second=0.0)
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) is None
-    assert ledger.calls_usd() == pytest.approx(1.0)
-    gauge.settle("call", "paid", Usage(0, 20_000), "the answer")
-    assert ledger.calls_usd() == pytest.approx(0.2)
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) == "the answer"
-    assert ledger.calls_usd() == pytest.approx(0.2)
+    assert gauge.reserve(CALL, Usage(0, 100_000)) is None
+    assert ledger.calls.usd() == pytest.approx(1.0)
+    gauge.settle(CALL, Usage(0, 20_000), "the answer")
+    assert ledger.calls.usd() == pytest.approx(0.2)
+    assert gauge.reserve(CALL, Usage(0, 100_000)) == "the answer"
+    assert ledger.calls.usd() == pytest.approx(0.2)
 
 
 def test_a_call_whose_fate_is_unknown_stays_on_the_bill(ledger, tmp_path):
     first = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
-    first.reserve("call", "paid", Usage(0, 100_000))  # then kill -9
+    first.reserve(CALL, Usage(0, 100_000))  # then kill -9
     ledger.recover({})
     attempt = ledger.begin("s", "k", "cpu", 1, PRICES)
     second = meter(ledger, attempt, tmp_path)
-    assert second.reserve("call", "paid", Usage(0, 100_000)) is None
-    second.settle("call", "paid", Usage(0, 20_000), "the answer")
-    assert ledger.calls_usd() == pytest.approx(1.0 + 0.2)
+    assert second.reserve(CALL, Usage(0, 100_000)) is None
+    second.settle(CALL, Usage(0, 20_000), "the answer")
+    assert ledger.calls.usd() == pytest.approx(1.0 + 0.2)
 
 
 def test_a_released_call_costs_nothing_and_may_be_sent_again(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
-    gauge.reserve("call", "paid", Usage(0, 100_000))
-    gauge.release("call", "429")
-    assert ledger.calls_usd() == 0
-    assert gauge.reserve("call", "paid", Usage(0, 100_000)) is None
+    gauge.reserve(CALL, Usage(0, 100_000))
+    gauge.release(CALL, "429")
+    assert ledger.calls.usd() == 0
+    assert gauge.reserve(CALL, Usage(0, 100_000)) is None
+
+
+def test_a_call_sent_again_in_the_dark_is_marked_and_one_that_failed_is_not(ledger, tmp_path):
+    gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
+    dark, failed = PaidCall("dark", "paid"), PaidCall("failed", "paid")
+    for call in (dark, failed):
+        gauge.reserve(call, Usage(0, 100_000))
+    gauge.release(failed, "500")
+    for call in (dark, failed):
+        gauge.reserve(call, Usage(0, 100_000))
+        gauge.settle(call, Usage(0, 20_000), "the answer")
+    (line,) = ledger.bill()
+    assert (line.maybe_double, line.wasted_usd) == (1, pytest.approx(1.0, abs=1e-3))
+
+
+def test_calls_together_are_reserved_all_or_none(ledger, tmp_path):
+    attempt = ledger.begin("s", "k", "cpu", 1, PRICES)
+    gauge = meter(ledger, attempt, tmp_path, usd_per_second=0.0, budget_usd=2.5)
+    calls = [PaidCall(f"c{n}", "paid", batch="b") for n in range(9)]
+    with pytest.raises(BudgetStop), gauge.together():
+        for call in calls:
+            gauge.reserve(call, Usage(0, 100_000))  # $0.5 each in a batch
+    assert (ledger.calls.usd(), gauge.batched()) == (0, {})
+    with gauge.together():
+        for call in calls[:5]:
+            gauge.reserve(call, Usage(0, 100_000))
+    assert gauge.batched() == dict.fromkeys([call.key for call in calls[:5]], "b")
+    gauge.settle(calls[0], Usage(0, 100_000), "the answer")
+    gauge.release(calls[1], "expired")
+    assert gauge.batched() == dict.fromkeys([call.key for call in calls[2:5]], "b")
+    assert ledger.calls.usd() == pytest.approx(2.0)
+
+
+def test_a_ledger_of_an_older_run_is_read_and_goes_on(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
+        db.execute(
+            "create table calls (key text primary key, stage text not null, attempt integer not null, model text not null,"
+            " state text not null, tries integer not null default 1, reserved_usd real not null,"
+            " unknown_usd real not null default 0, cost_usd real not null default 0, prompt integer not null default 0,"
+            " completion integer not null default 0, cached integer not null default 0, response text, error text,"
+            " at text not null)"
+        )
+        db.execute(
+            "insert into calls (key, stage, attempt, model, state, reserved_usd, response, at)"
+            " values ('call', 's', 1, 'paid', 'settled', 0, 'an old answer', '2026-01-01')"
+        )
+        db.commit()
+    with closing(Ledger(tmp_path / "ledger.sqlite")) as ledger:
+        gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
+        assert gauge.reserve(CALL, Usage(0, 1)) == gauge.stored(CALL) == "an old answer"
+        assert gauge.reserve(PaidCall("new", "paid", "b"), Usage(0, 1)) is None
+        assert gauge.batched() == {"new": "b"}
 
 
 def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
@@ -163,7 +239,7 @@ def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
 
     def call(number):
         try:
-            gauge.reserve(f"call {number}", "paid", Usage(0, 10_000))
+            gauge.reserve(PaidCall(f"call {number}", "paid"), Usage(0, 10_000))
             outcomes.append("sent")
         except BudgetStop:
             outcomes.append("refused")
@@ -174,13 +250,13 @@ def test_calls_in_flight_never_exceed_the_budget(ledger, tmp_path):
     for thread in threads:
         thread.join()
     assert (outcomes.count("sent"), outcomes.count("refused")) == (10, 54)
-    assert ledger.calls_usd() == pytest.approx(1.0)
+    assert ledger.calls.usd() == pytest.approx(1.0)
 
 
 def test_a_model_without_a_price_is_refused_before_it_is_paid(ledger, tmp_path):
     gauge = meter(ledger, ledger.begin("s", "k", "cpu", 1, PRICES), tmp_path)
     with pytest.raises(InputError, match="no price is known for 'unheard-of'"):
-        gauge.reserve("call", "unheard-of", Usage(1, 1))
+        gauge.reserve(PaidCall("call", "unheard-of"), Usage(1, 1))
 
 
 def test_null_meter_records_nothing(tmp_path):

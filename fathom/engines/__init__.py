@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fathom.config import FileInput, Operational, StageConfig
 from fathom.errors import InputError
@@ -38,7 +38,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One chain. text excludes the prompt and the end-of-turn token; tokens counts what was generated, the end token included."""
+    """One chain. text excludes the prompt and the end-of-turn token; tokens counts what was generated, the end token included.
+
+    usd: what a paid call cost when it was made; None for all others, and where nothing is billed.
+    """
 
     key: str
     index: int
@@ -48,6 +51,7 @@ class Completion:
     prompt_tokens: int = 0
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    usd: float | None = None
 
 
 class Engine(Protocol):
@@ -104,7 +108,13 @@ class HttpConfig(StageConfig):
     model: as the endpoint and the price file name it. base_url: what comes before /chat/completions.
     key_env: environment variable that holds the key; none is sent when absent. body: further entries
     of the request, such as {reasoning_effort: high}; null leaves out one that Fathom would send and
-    the endpoint refuses (OpenAI's reasoning models take no temperature). timeout_seconds: of silence.
+    the endpoint refuses (OpenAI's reasoning models take no temperature). timeout_seconds: of one call.
+    requests_per_minute, tokens_per_minute: what the endpoint allows, where it is known; it is slowed down
+    by "too many requests" in any case. batch: send calls through the Batch API, as many in one as the
+    stage's `chunk` holds; poll_seconds: between two looks at a batch.
+
+    record: file to which every answer is added. replay: such a file, from which every answer is
+    taken; no call leaves and no key is needed.
     """
 
     kind: Literal["http"] = "http"
@@ -114,7 +124,13 @@ class HttpConfig(StageConfig):
     body: dict[str, Any] = {}
     concurrency: Annotated[int, Operational] = Field(64, ge=1)
     timeout_seconds: Annotated[float, Operational] = Field(600.0, gt=0)
-    tries: Annotated[int, Operational] = Field(6, ge=1)
+    tries: Annotated[int, Operational] = Field(8, ge=1)
+    requests_per_minute: Annotated[float | None, Operational] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, Operational] = Field(None, gt=0)
+    batch: Annotated[bool, Operational] = False
+    poll_seconds: Annotated[float, Operational] = Field(30.0, gt=0)
+    record: Annotated[str | None, Operational] = None
+    replay: FileInput | None = None
 
     @field_validator("base_url")
     @classmethod
@@ -125,6 +141,12 @@ class HttpConfig(StageConfig):
         if address.username is not None or address.query:
             raise ValueError("holds more than an address; a key belongs into the variable that key_env names")
         return value
+
+    @model_validator(mode="after")
+    def _one_tape(self) -> HttpConfig:
+        if self.record is not None and self.replay is not None:
+            raise ValueError("record and replay exclude each other")
+        return self
 
     @field_validator("key_env")
     @classmethod

@@ -1,8 +1,6 @@
-"""Annotation: a template and an engine put a validated field on every problem.
+"""A number on a scale for every problem, by a template and an engine: a difficulty from 1 to 10.
 
-Here the field is a whole number on a scale (a difficulty from 1 to 10). An answer that doesn't
-validate is asked for again, at most twice; then the problem is set aside with the reason. Chains
-are `rollout`'s business.
+A problem that never gets a valid answer is set aside with the reason. No chain is made here.
 """
 
 from __future__ import annotations
@@ -15,30 +13,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from fathom.annotate.asking import ASKS, Unfit, ask_until_valid
 from fathom.chunks import digest, run_chunks, write_rows
 from fathom.config import Input, ModelInput, Operational, StageConfig
-from fathom.engines import Engine, EngineConfig, Request, open_engine
-from fathom.errors import InputError, WorkError
+from fathom.engines import Completion, Engine, EngineConfig, open_engine
+from fathom.errors import InputError
+from fathom.prompts import Prompt, template
 from fathom.prompts.ask import ask
-from fathom.records import Problem, Sampling, Usage, read_problems, to_json, write_jsonl
+from fathom.records import Problem, Sampling, read_problems, to_json, write_jsonl
 
 if TYPE_CHECKING:
     from fathom.ledger import Meter
 
-ASKS = 3
-"""How often a problem is asked for in all: once, and twice again."""
 FAILED = "annotation_failed"
+"""Key of `meta` under which a problem without a valid answer carries [reason, detail] until it is set aside."""
 
 
 class AnnotateConfig(StageConfig):
-    """`op: annotate`. field: `difficulty`, or the name of a new key in `meta`.
+    """`op: annotate`. field: `difficulty`, or the name of a new key in `meta`. template: a shipped one's name or `{file: mine.txt}`.
 
     keep_known: leave problems alone that already have the field. chunk: problems per saved piece.
     """
 
     problems: Input
     field: str = "difficulty"
-    template: str = "difficulty"
+    template: Prompt = "difficulty"
     engine: EngineConfig
     model: ModelInput | None = None
     scale: tuple[int, int] = (1, 10)
@@ -58,7 +57,13 @@ def run_annotate(inputs: dict[str, Any], config: AnnotateConfig, out: Path, mete
     engine = open_engine(config.engine, inputs.get("model"), meter)
     sampling = Sampling(config.temperature, 1.0, config.max_tokens, meter.seed)
     name = digest(
-        engine.name, to_json(sampling), config.template, config.field, config.scale, config.chunk, *map(to_json, asked)
+        engine.name,
+        to_json(sampling),
+        template(config.template),
+        config.field,
+        config.scale,
+        config.chunk,
+        *map(to_json, asked),
     )
     try:
         done = run_chunks(
@@ -78,7 +83,8 @@ def run_annotate(inputs: dict[str, Any], config: AnnotateConfig, out: Path, mete
     if not kept:
         raise InputError(f"annotate: none of the {len(problems)} problems got a valid {config.field}")
     write_jsonl(out / "problems.jsonl", kept)
-    write_rows(out / "removed.jsonl", ({"id": p.id, "reason": p.meta[FAILED]} for p in rows if FAILED in p.meta))
+    failed = ((p.id, *p.meta[FAILED]) for p in rows if FAILED in p.meta)
+    write_rows(out / "removed.jsonl", ({"id": id, "reason": why, "detail": detail} for id, why, detail in failed))
     values = [known(p, config.field) for p in kept]
     return {
         "problems": len(kept),
@@ -94,26 +100,19 @@ def annotate(
 ) -> list[Problem]:
     """The problems with the field set, in order; one that never got a valid answer carries the reason in its meta."""
     low, high = config.scale
-    found: dict[str, int] = {}
-    last: dict[str, str] = {}
-    for attempt in range(ASKS):
-        requests = [Request(p.id, ask(p, config.template), first=attempt) for p in problems if p.id not in found]
-        usage = Usage()
-        for completion in engine.generate(requests, sampling) if requests else ():
-            usage += Usage(completion.prompt_tokens, completion.tokens)
-            last[completion.key] = completion.text
-            number = read_scale(completion.text, low, high)
-            if number is not None and completion.finish == "stop":
-                found[completion.key] = number
-        if engine.device != "api":  # whose engine bills every call itself
-            meter.usage(engine.name, usage, engine.device)
-    for problem in problems:
-        if problem.id not in last:
-            raise WorkError(f"{engine.name}: never answered {problem.id!r}")
+
+    def read(completion: Completion) -> int:
+        number = read_scale(completion.text, low, high)
+        if number is None or completion.finish != "stop":
+            shown = " ".join(completion.text.split())[-60:]
+            raise Unfit(f"no whole number from {low} to {high} in {ASKS} answers", f"the last was {shown!r}")
+        return number
+
+    asked = ask_until_valid({p.id: ask(p, config.template) for p in problems}, read, engine, sampling, meter)
     return [
-        _set(p, config.field, found[p.id])
-        if p.id in found
-        else replace(p, meta={**p.meta, FAILED: _reason(last[p.id], config)})
+        _set(p, config.field, asked[p.id].value)
+        if (unfit := asked[p.id].unfit) is None
+        else replace(p, meta={**p.meta, FAILED: [unfit.reason, unfit.detail]})
         for p in problems
     ]
 
@@ -134,9 +133,3 @@ def _set(problem: Problem, field: str, number: int) -> Problem:
     if field == "difficulty":
         return replace(problem, difficulty=float(number))
     return replace(problem, meta={**problem.meta, field: number})
-
-
-def _reason(text: str, config: AnnotateConfig) -> str:
-    shown = " ".join(text.split())
-    low, high = config.scale
-    return f"no whole number from {low} to {high} in {ASKS} answers, the last was {shown[-60:]!r}"
