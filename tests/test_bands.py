@@ -190,7 +190,8 @@ def test_a_window_without_an_edge_is_named():
 
 
 def test_a_plan_counts_the_chains_that_waves_are_expected_to_draw():
-    given = {"problems": "p", "engine": {"kind": "scripted", "script": "echo"}, "samples": 24}
+    engine = {"kind": "http", "model": "m", "base_url": "http://localhost/v1"}
+    given = {"problems": "p", "engine": engine, "samples": 24}
     config = RolloutConfig.model_validate({**given, "until": UNTIL.model_dump()})
     before = {"p": estimates.Estimate(Range.exactly(1), Range.exactly(1000))}
     setting = estimates.Setting("cpu", 1, Prices(), {})
