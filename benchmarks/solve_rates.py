@@ -9,8 +9,9 @@ with `until`, over those outcomes. Three measures of agreement with 64 chains, a
 
 - not_ruled_out: the 64 chains don't rule the band out (`fathom.bands`); the sequential ones are the first of them;
 - again: the same against 64 other chains of the same problem;
-- equal: the 64 chains' own fraction lies in the very same band. Two sets of 64 chains, `best_possible`,
-  agree no better than that themselves.
+- equal: the 64 chains' own fraction lies in the very same band. `other_64` is how often another 64 chains do.
+
+The recipe's case takes `until` from fathom-r1-14b.yaml as it stands; all others differ in the windows alone.
 
 Results go to benchmarks/results/solve_rates.json.
 """
@@ -29,9 +30,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 import fathom
 from fathom import graders
-from fathom.bands import REFERENCE, Count, Until, Window, expected_chains, fit_prior, same_band
+from fathom.bands import REFERENCE, Count, Until, Window, count_solved, expected_chains, fit_prior, same_band
 from fathom.engines import Completion, Request, TransformersConfig, open_engine
 from fathom.ledger import Meter
 from fathom.records import Problem, Sampling, Verdict, read_problems
@@ -146,29 +149,48 @@ def agreement(corpus: Corpus, counts: Mapping[str, Count], windows: Sequence[Win
     return {name: round(n / len(counts), 4) for name, n in total.items()}
 
 
-def case(corpus: Corpus, windows: list[Window], scratch: Path) -> dict[str, Any]:
-    """Waves, fixed numbers of chains, and another set of 64, on one corpus and one set of windows."""
-    until = Until(windows=windows)
+def case(corpus: Corpus, until: Until, scratch: Path) -> dict[str, Any]:
+    """Waves, fixed numbers of chains, and another set of 64, on one corpus."""
     problems = [Problem(key, "?", None) for key in corpus.chains]
     drawn = roll_out(problems, Outcomes(corpus), Sampling(), MOST, right, Meter.null(scratch), until=until)
-    counts: dict[str, Count] = {}
-    for r in drawn:
-        old = counts.get(r.problem_id, Count())
-        counts[r.problem_id] = Count(old.correct + r.verdict.correct, old.chains + 1)
-    spread = fit_prior(Counter(counts.values()))
+    counts = count_solved(drawn)
+    planned = expected_chains(until, MOST, fit_prior(Counter(counts.values())))
     tokens = sum(r.tokens for r in drawn)
-    fixed = {k: {key: corpus.count(key, k) for key in corpus.chains} for k in FIXED}
     taken = {k: sum(c.tokens for chains in corpus.chains.values() for c in chains[:k]) for k in FIXED}
+    fixed = {k: {key: corpus.count(key, k) for key in corpus.chains} for k in FIXED}
     other = {key: Count(solved, REFERENCE) for key, solved in corpus.again.items()}
+    best = agreement(corpus, other, until.windows)
     return {
         "sequential": {
             "chains_mean": round(len(drawn) / len(problems), 3),
-            "planned": round(expected_chains(until, MOST, spread), 3),
-            **agreement(corpus, counts, windows),
-            "tokens_saved": {str(k): round(1 - tokens / taken[k], 4) for k in FIXED},
+            "planned": round(planned, 3),
+            **agreement(corpus, counts, until.windows),
+            "saved": {str(k): round(1 - tokens / taken[k], 4) for k in FIXED},
         },
-        **{f"fixed_{k}": agreement(corpus, fixed[k], windows) for k in FIXED},
-        "best_possible": agreement(corpus, other, windows),
+        **{f"fixed_{k}": agreement(corpus, fixed[k], until.windows) for k in FIXED},
+        "other_64": {name: best[name] for name in ("not_ruled_out", "equal")},
+    }
+
+
+def settings() -> dict[str, Until]:
+    """By label: the default with each set of windows, and what the 14B recipe says."""
+    recipe = yaml.safe_load((ROOT / "recipes" / "fathom-r1-14b.yaml").read_text())
+    ours = Until.model_validate(recipe["stages"]["base_chains"]["until"])
+    return {**{label: Until(windows=windows) for label, windows in WINDOWS.items()}, "fathom-r1-14b.yaml": ours}
+
+
+def extremes(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Over all corpora, for the selections that read one window."""
+    alone = [
+        by[label]["sequential"] for by in cases.values() for label, windows in WINDOWS.items() if len(windows) == 1
+    ]
+    chains = [found["chains_mean"] for found in alone]
+    return {
+        "cases": len(alone),
+        "least_not_ruled_out": min(found["not_ruled_out"] for found in alone),
+        "chains_mean": round(sum(chains) / len(chains), 3),
+        "chains_most": max(chains),
+        "with_at_most_8_chains": sum(n <= 8 for n in chains),
     }
 
 
@@ -180,22 +202,22 @@ def main() -> None:
         corpora = {name: simulated(rate) for name, rate in SPREADS.items()}
         corpora["tiny model"] = tiny(given or Path(temporary))
         cases = {
-            name: {
-                label: case(corpus, windows, Path(temporary) / f"{name}-{label}") for label, windows in WINDOWS.items()
-            }
+            name: {label: case(corpus, until, Path(temporary) / name / label) for label, until in settings().items()}
             for name, corpus in corpora.items()
         }
+    sampled = corpora["tiny model"]
     result = {
-        "until": {**Until(windows=WINDOWS["0.2 to 0.7"]).model_dump(exclude={"windows"}), "samples": MOST},
+        "until": {label: until.model_dump(mode="json", exclude_none=True) for label, until in settings().items()},
+        "samples": MOST,
         "problems": {"simulated": SIMULATED, "tiny": TINY},
-        "tiny_solved_of_64": [
-            corpora["tiny model"].count(key, REFERENCE).correct for key in corpora["tiny model"].chains
-        ],
+        "tiny_solved_of_64": [sampled.count(key, REFERENCE).correct for key in sampled.chains],
+        "one_window": extremes(cases),
         "cases": cases,
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    for name, by_window in cases.items():
-        for label, figures in by_window.items():
+    print(result["one_window"])
+    for name, by_label in cases.items():
+        for label, figures in by_label.items():
             print(name, "|", label, *(f"\n  {way}: {values}" for way, values in figures.items()))
 
 
