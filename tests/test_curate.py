@@ -7,12 +7,13 @@ from math import comb
 
 import pytest
 
+from fathom.bands import Count, Window, count_solved
 from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
 from fathom.curate.dedup import find_repeats
 from fathom.curate.examples import make_example, split_reasoning
-from fathom.curate.select import Window, choose_chain, ordered, over_limit, over_quota, usable_chains
-from fathom.curate.solve_rate import Count, count_solved, posterior_interval
+from fathom.curate.select import choose_chain, ordered, over_limit, over_quota, usable_chains
+from fathom.curate.solve_rate import posterior_interval
 from fathom.curate.stage import (
     DecontaminateConfig,
     DedupConfig,

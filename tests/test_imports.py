@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts", "calls"},
     {"ledger"},
-    {"chunks", "merge_config"},
+    {"chunks", "merge_config", "bands"},
     {"sources", "engines", "graders"},
     {"rollout", "annotate", "curate", "check_tests"},
     {"train", "evaluate", "serve", "report", "merge"},
