@@ -23,14 +23,16 @@ def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (
 OPS: dict[str, Op] = {
     "given": _op("fathom.recipe.given:run_given", "GivenConfig"),
     "sources": _op("fathom.sources.stage:run_sources", "SourcesConfig"),
-    "dedup": _op("fathom.curate.stage:run_dedup", "DedupConfig"),
-    "decontaminate": _op("fathom.curate.stage:run_decontaminate", "DecontaminateConfig"),
+    "dedup": _op("fathom.curate.ops.dedup:run_dedup", "DedupConfig"),
+    "decontaminate": _op("fathom.curate.ops.decontaminate:run_decontaminate", "DecontaminateConfig"),
     "annotate": _op("fathom.annotate:run_annotate", "AnnotateConfig", preload=_ENGINE),
     "grade": _op("fathom.rollout:run_grade", "GradeConfig"),
     "rollout": _op("fathom.rollout:run_rollout", "RolloutConfig", preload=_ENGINE),
-    "solve_rate": _op("fathom.curate.stage:run_solve_rate", "SolveRateConfig"),
-    "select": _op("fathom.curate.stage:run_select", "SelectConfig"),
-    "tokenize": _op("fathom.curate.tokenize:run_tokenize", "fathom.curate.stage:TokenizeConfig", preload=_TRANSFORMERS),
+    "solve_rate": _op("fathom.curate.ops.solve_rate:run_solve_rate", "SolveRateConfig"),
+    "select": _op("fathom.curate.ops.select:run_select", "SelectConfig"),
+    "tokenize": _op(
+        "fathom.curate.tokenize:run_tokenize", "fathom.curate.tokenize_config:TokenizeConfig", preload=_TRANSFORMERS
+    ),
     "sft": _op("fathom.train.sft:run_sft", "fathom.train.config:SftConfig", preload=_TRAINING),
     "merge": _op("fathom.merge:run_merge", "fathom.merge_config:MergeConfig", preload=_TRANSFORMERS),
     "evaluate": _op("fathom.evaluate.run:run_evaluate", "EvaluateConfig", preload=_ENGINE),

@@ -11,18 +11,12 @@ from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
 from fathom.curate.dedup import find_repeats
 from fathom.curate.examples import make_example, split_reasoning
+from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
+from fathom.curate.ops.dedup import DedupConfig, run_dedup
+from fathom.curate.ops.select import SelectConfig, run_select
+from fathom.curate.ops.solve_rate import SolveRateConfig, run_solve_rate
 from fathom.curate.select import Window, choose_chain, ordered, over_limit, over_quota, usable_chains
 from fathom.curate.solve_rate import Count, count_solved, posterior_interval
-from fathom.curate.stage import (
-    DecontaminateConfig,
-    DedupConfig,
-    SelectConfig,
-    SolveRateConfig,
-    run_decontaminate,
-    run_dedup,
-    run_select,
-    run_solve_rate,
-)
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, Problem, Rollout, Verdict, read_jsonl, write_jsonl

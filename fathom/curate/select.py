@@ -1,14 +1,13 @@
 """Which problems and which chain of each: windows, curriculum order, quotas, limits.
 
-Pure functions over records. Every cut is a named step that says whom it removed and why, so a
-funnel adds up row by row. Nothing here grades, samples or reads files.
+Pure functions over records; a cut gives each problem that goes its reason (see `funnel`). Nothing
+here grades, samples or reads files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from fathom.chunks import draw
@@ -38,30 +37,6 @@ class Window(StageConfig):
     def __str__(self) -> str:
         signs = {"min": ">=", "above": ">", "max": "<=", "below": "<"}
         return " and ".join(f"{s} {getattr(self, k):.4g}" for k, s in signs.items() if getattr(self, k) is not None)
-
-
-@dataclass
-class Funnel:
-    """Problems on their way through the cuts. steps: [label, rows left]; removed: rows with id and reason."""
-
-    problems: list[Problem]
-    steps: list[list[object]] = field(default_factory=list)
-    removed: list[dict[str, object]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.steps.append(["problems", len(self.problems)])
-
-    def keep(self, label: str, reason: Callable[[Problem], str | None]) -> None:
-        """Cut the problems that `reason` gives a reason for."""
-        kept = []
-        for problem in self.problems:
-            why = reason(problem)
-            if why is None:
-                kept.append(problem)
-            else:
-                self.removed.append({"id": problem.id, "reason": why})
-        self.problems = kept
-        self.steps.append([label, len(kept)])
 
 
 def in_window(name: Literal["solve_rate", "difficulty"], window: Window) -> Callable[[Problem], str | None]:
