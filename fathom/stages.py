@@ -30,6 +30,7 @@ OPS: dict[str, Op] = {
     "rollout": _op("fathom.rollout:run_rollout", "RolloutConfig", preload=_ENGINE),
     "solve_rate": _op("fathom.curate.ops.solve_rate:run_solve_rate", "SolveRateConfig"),
     "select": _op("fathom.curate.ops.select:run_select", "SelectConfig"),
+    "mix": _op("fathom.curate.ops.mix:run_mix", "MixConfig"),
     "tokenize": _op(
         "fathom.curate.tokenize:run_tokenize", "fathom.curate.tokenize_config:TokenizeConfig", preload=_TRANSFORMERS
     ),

@@ -1,8 +1,7 @@
-"""Curation: what counts as a repeat or a leak, solve rates and their intervals, selection, training rows, funnels."""
+"""Curation: what counts as a repeat or a leak, solve rates and their intervals, funnels."""
 
 import json
 import random
-from collections import Counter
 from math import comb
 
 import pytest
@@ -10,12 +9,10 @@ import pytest
 from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
 from fathom.curate.dedup import find_repeats
-from fathom.curate.examples import make_example, split_reasoning
 from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.curate.ops.select import SelectConfig, run_select
 from fathom.curate.ops.solve_rate import SolveRateConfig, run_solve_rate
-from fathom.curate.select import Window, choose_chain, ordered, over_limit, over_quota, usable_chains
 from fathom.curate.solve_rate import Count, count_solved, posterior_interval
 from fathom.errors import InputError
 from fathom.ledger import Meter
@@ -247,93 +244,6 @@ def test_posterior_interval_covers():
         low, high = posterior_interval(Count(sum(rng.random() < rate for _ in range(8)), 8))
         hits += low <= rate <= high
     assert 0.93 < hits / 2000 < 0.97
-
-
-# ------------------------------------------------------------------------------ selection
-
-
-@pytest.mark.parametrize(("window", "inside", "outside"), [
-    ({"min": 0.2, "max": 0.7}, [0.2, 0.5, 0.7], [0.19, 0.71]),
-    ({"above": 0, "max": 0.4}, [0.125, 0.4], [0, 0.5]),
-    ({"min": 0, "below": 1}, [0, 0.99], [1]),
-    ({}, [0, 1], []),
-])  # fmt: skip
-def test_window(window, inside, outside):
-    held = Window(**window)
-    assert all(map(held.holds, inside)) and not any(map(held.holds, outside))
-
-
-def test_only_correct_complete_chains_are_usable():
-    chains = [
-        chain("a", 2),
-        chain("a", 0, False),
-        chain("a", 1, finish="length"),
-        chain("a", 3, tokens=99),
-        Rollout("a", 4, "ungraded", 1, "stop", "m"),
-        chain("b", 0, None),
-    ]
-    assert {k: [c.index for c in v] for k, v in usable_chains(chains).items()} == {"a": [2, 3]}
-    assert [c.index for c in usable_chains(chains, max_tokens=50)["a"]] == [2]
-
-
-def test_choice_of_chain():
-    chains = [chain("a", 0, tokens=30, words="x"), chain("a", 1, tokens=10, words="xxx"), chain("a", 2, tokens=10)]
-    assert choose_chain(chains, "first", 0).index == 0
-    assert choose_chain(chains, "shortest", 0).index == 1
-    unknown = [chain("a", 0, tokens=0, words="xx"), chain("a", 1, tokens=9, words="x"), chain("a", 2, tokens=0)]
-    assert choose_chain(unknown, "shortest", 0).index == 1
-    drawn = Counter(choose_chain(chains, "random", seed).index for seed in range(300))
-    assert set(drawn) == {0, 1, 2} and max(drawn.values()) < 140
-
-
-def test_limit_and_quota_are_seeded_and_exact():
-    rows = [Problem(f"p{i}", "?", "1", source="ab"[i % 2]) for i in range(40)]
-    kept = [[p.id for p in rows if over_limit(rows, 10, seed)(p) is None] for seed in (0, 0, 1)]
-    assert kept[0] == kept[1] != kept[2] and len(kept[0]) == 10
-    quota = over_quota(rows, {"a": 3}, 0)
-    assert Counter(p.source for p in rows if quota(p) is None) == {"a": 3, "b": 20}
-
-
-def test_order():
-    rows = [
-        Problem("a", "?", "1", source="z", difficulty=5, solve_rate=0.2),
-        Problem("b", "?", "1", source="y", difficulty=3, solve_rate=0.2),
-        Problem("c", "?", "1", source="z", difficulty=5, solve_rate=0.6),
-    ]
-    assert [p.id for p in ordered(rows, "difficulty")] == ["b", "c", "a"]
-    assert [p.id for p in ordered(rows, "source")] == ["b", "a", "c"]
-    assert [p.id for p in ordered(rows, "none")] == ["a", "b", "c"]
-
-
-# ------------------------------------------------------------------------------ training rows
-
-
-@pytest.mark.parametrize(
-    ("written", "reasoning", "answer"),
-    [
-        ("<think>\nhm\n</think>\n\n\\boxed{1}", "\nhm\n", "\n\n\\boxed{1}"),
-        ("hm\n</think>\n\n\\boxed{1}", "hm\n", "\n\n\\boxed{1}"),
-        ("hm </think> no, </think> yes", "hm </think> no, ", " yes"),
-        ("\\boxed{1}", None, "\\boxed{1}"),
-        ("<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n\\boxed{1}\n<|end_of_solution|>",
-         "\nhm\n", "\n\n\\boxed{1}"),
-    ],
-)  # fmt: skip
-def test_split_reasoning(written, reasoning, answer):
-    assert split_reasoning(written) == (reasoning, answer)
-
-
-def test_an_example_carries_its_lineage():
-    problem = Problem("p", "What is 0 + 1?", "1", source="s", licence="MIT", difficulty=2.0, solve_rate=0.5)
-    example = make_example(problem, chain("p", 3, words="hm\n</think>\n\n\\boxed{1}"))
-    assert [m.role for m in example.messages] == ["user", "assistant"]
-    assert example.messages[0].content.startswith("What is 0 + 1?") and "\\boxed{}" in example.messages[0].content
-    assert (example.messages[1].reasoning, example.messages[1].content) == ("hm\n", "\n\n\\boxed{1}")
-    assert (example.id, example.problem_id, example.difficulty) == ("p#3", "p", 2.0)
-    assert example.lineage == {
-        "source": "s", "licence": "MIT", "model": "m", "rollout": 3, "tokens": 10, "solve_rate": 0.5,
-        "verdict": {"grader": "math/1", "rung": "exact", "answer": "1"},
-    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ stages
