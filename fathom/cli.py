@@ -181,7 +181,7 @@ def merge(
 
 @app.command()
 def curate(
-    op: Annotated[str, typer.Argument(help="dedup, decontaminate, solve_rate or select.")],
+    op: Annotated[str, typer.Argument(help="dedup, decontaminate, solve_rate, select, mix or export.")],
     out: NewRunDir,
     config: StageFile = None,
     sets: Sets = [],  # noqa: B006
@@ -192,7 +192,7 @@ def curate(
     """
     from fathom import commands
 
-    known = ("dedup", "decontaminate", "solve_rate", "select")
+    known = ("dedup", "decontaminate", "solve_rate", "select", "mix", "export")
     if op not in known:
         raise InputError(f"curate: unknown stage {op!r}; known: {', '.join(known)}")
     commands.by_hand(op, config, out, sets)

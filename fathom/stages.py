@@ -31,6 +31,7 @@ OPS: dict[str, Op] = {
     "solve_rate": _op("fathom.curate.ops.solve_rate:run_solve_rate", "SolveRateConfig"),
     "select": _op("fathom.curate.ops.select:run_select", "SelectConfig"),
     "mix": _op("fathom.curate.ops.mix:run_mix", "MixConfig"),
+    "export": _op("fathom.curate.ops.export:run_export", "fathom.curate.export_config:ExportConfig"),
     "tokenize": _op(
         "fathom.curate.tokenize:run_tokenize", "fathom.curate.tokenize_config:TokenizeConfig", preload=_TRANSFORMERS
     ),
