@@ -262,6 +262,24 @@ def claim(
 
 
 @app.command()
+def why(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="Id of a problem or of a training row.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run directory; default the only one in runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell a row's whole way through a run: source, stages, verdicts, solve rate, why it was removed, what used it.
+
+    Example: fathom why generated/train/17 runs/fathom-r1-tiny
+    """
+    from fathom.commands import show
+    from fathom.report import why, why_text
+
+    show(why.why(row, run), as_json, why_text.describe)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]) -> None:
     """Write report.md and report.html again, from files alone.
 

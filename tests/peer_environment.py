@@ -7,12 +7,14 @@ rows; an empty module stands in its place, since the rows of an export are text.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
+from typing import Any
 
 ALONE = ["verl==0.9.1", "llamafactory==0.9.5"]
 """Without what they ask for: most of it is for GPUs, servers and web pages."""
@@ -42,13 +44,13 @@ def build(folder: Path) -> Path:
     return python
 
 
-def run(python: Path, script: str, *arguments: str | Path) -> str:
-    """Standard output of a script beside this file, run offline in the environment."""
+def run(python: Path, script: str, *arguments: str | Path) -> dict[str, Any]:
+    """The JSON that a script beside this file prints last, run offline in the environment."""
     settings = {"HF_HUB_OFFLINE": "1", "DISABLE_VERSION_CHECK": "1", "OMP_NUM_THREADS": "1"}
     command = [str(part) for part in (python, Path(__file__).with_name(script), *arguments)]
     done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""What LLaMA-Factory makes of an export: run by the Python of the peers' environment, prints JSON. Not a test.
+"""What LLaMA-Factory makes of an export: run by the Python of the peers' environment, its last line is JSON. Not a test.
 
 python peer_llamafactory.py FOLDER MODEL NAME: sharegpt.json by its entry NAME of dataset_info.json, through
 get_dataset with LLaMA-Factory's template `qwen3` and the model's tokenizer.
 """
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -44,6 +43,4 @@ def main(folder: Path, model: Path, name: str) -> dict:
 
 
 if __name__ == "__main__":
-    with contextlib.redirect_stdout(sys.stderr):
-        told = main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
-    print(json.dumps(told))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])))

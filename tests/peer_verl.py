@@ -1,10 +1,9 @@
-"""What verl makes of an export: run by the Python of the peers' environment, prints JSON. Not a test.
+"""What verl makes of an export: run by the Python of the peers' environment, its last line is JSON. Not a test.
 
 python peer_verl.py FOLDER MODEL: verl.parquet through RLHFDataset and verl's own reward, messages.parquet
 through MultiTurnSFTDataset with the model's tokenizer.
 """
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -54,6 +53,4 @@ def reward(row: dict, right: bool) -> float:
 
 
 if __name__ == "__main__":
-    with contextlib.redirect_stdout(sys.stderr):
-        told = main(Path(sys.argv[1]), Path(sys.argv[2]))
-    print(json.dumps(told))
+    print(json.dumps(main(Path(sys.argv[1]), Path(sys.argv[2]))))

@@ -89,6 +89,7 @@ def test_sharegpt_is_one_json_array_with_its_entry(tmp_path):
 # ------------------------------------------------------------------------------ TRL
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_trls_sft_trainer_reads_the_tokens_that_fathom_trains_on(tmp_path):
     rows = write_selection(tmp_path / "rows", system=SYSTEM)
     out, _ = export(tmp_path, rows, formats=["messages"])
@@ -107,7 +108,7 @@ def test_trls_sft_trainer_reads_the_tokens_that_fathom_trains_on(tmp_path):
     assert [row["input_ids"] for row in peer.train_dataset] == [ids + newline for ids in ours]
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 def test_trls_grpo_trainer_hands_the_answers_to_its_rewards(tmp_path):
     rows = write_selection(tmp_path / "rows")
     out, _ = export(tmp_path, rows, formats=["trl"])
@@ -141,9 +142,11 @@ def test_trls_grpo_trainer_hands_the_answers_to_its_rewards(tmp_path):
 def test_trls_accuracy_reward_reads_the_solutions(tmp_path, text, rewards):
     rows = write_selection(tmp_path / "rows")
     out, _ = export(tmp_path, rows, formats=["trl"])
+    from trl.rewards import accuracy_reward
+
     solutions = [row["solution"] for row in load(out / "trl.parquet", tmp_path)][:3]
     answers = [[{"role": "assistant", "content": text}]] * 3
-    assert trl.rewards.accuracy_reward(answers, solutions) == rewards
+    assert accuracy_reward(answers, solutions) == rewards
 
 
 # ------------------------------------------------------------------------------ what has no place

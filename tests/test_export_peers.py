@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import pytest
@@ -37,7 +36,7 @@ def exported(tmp_path_factory):
 
 def test_verl_reads_rewards_and_trains_on_the_rows(peers, exported):
     out, model, examples = exported
-    told = json.loads(run(peers, "peer_verl.py", out, model))
+    told = run(peers, "peer_verl.py", out, model)
     assert told["ids"] == [p.id for p in PROBLEMS] and told["index"] == [0, 1, 2, 3]
     assert told["prompts"] == [[{"role": m.role, "content": m.content} for m in ask(p)] for p in PROBLEMS]
     assert told["right"] == [1.0] * 4 and told["wrong"] == [0.0] * 4
@@ -46,7 +45,7 @@ def test_verl_reads_rewards_and_trains_on_the_rows(peers, exported):
 
 def test_llamafactory_reads_the_rows_and_trains_on_the_answers(peers, exported):
     out, model, examples = exported
-    told = json.loads(run(peers, "peer_llamafactory.py", out, model, "fathom-rows"))
+    told = run(peers, "peer_llamafactory.py", out, model, "fathom-rows")
     empty = "<think>\n\n</think>\n\n"  # its template for reasoning models puts this before an answer without thinking
     answers = [e.messages[-1] for e in examples]
     wanted = [(empty if a.reasoning is None else "") + plain_text(a) + "<|im_end|>\n" for a in answers]
