@@ -231,4 +231,4 @@ def _told(values: Mapping[str, Any] | None) -> str:
     """Plain values in one cell; unknown where there are none."""
     if values is None:
         return UNKNOWN
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items()) or words.NONE
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items()) or "none"

@@ -117,7 +117,7 @@ def mention(stage: Stage, problem: str) -> Mention:
         chains=[row for _, row in rows("rollouts.jsonl", "problem_id")],
         chosen=next(iter(rows("examples.jsonl", "problem_id")), None),
         removed=next((row for row in removed if row["id"] == problem), None),
-        aside=[row for row in removed if str(row["id"]).rpartition("#")[0] == problem],
+        aside=[row for row in removed if str(row["id"]).startswith(f"{problem}#")],
         instead=[row for row in removed if row.get("other") == problem],
     )
 
@@ -155,42 +155,48 @@ def _shared(one: str, other: str) -> int:
 
 
 def _steps(run: Run, mentions: Sequence[Mention]) -> Iterator[Step]:
+    """A step per stage that met the row; `from` names the stages it came from."""
     reads = facts.inputs(run)
     handed_on: set[str] = set()
     before: Row | None = None
     for found in mentions:
         stage = found.stage
-        used = handed_on.intersection(reads[stage.name]) if stage.op in USES else set()
-        if not found and not used:
-            continue
-        step: Step = {"stage": stage.name, "op": stage.op}
-        if found.removed:
-            step |= {"did": "removed", **{name: value for name, value in found.removed.items() if name != "id"}}
-        elif used:
-            step |= {"did": "left out" if found.aside else USES[stage.op], "of": sorted(used)}
-        elif found.chosen:
-            number, row = found.chosen
-            step |= {
-                "did": "chosen",
-                "training_row": row["id"],
-                "number": number,
-                "rows": stage.metrics.get("examples"),
-            }
-            step |= {"lineage": row.get("lineage", {})}
-        elif found.problem:
-            step |= {"did": "kept", **_changes(before, found.problem)} if before else _origin(found.problem)
-        else:
-            step["did"] = "chains"
-        if found.chains:
-            step["chains"] = [_chain(row) for row in found.chains]
-        if found.aside:
-            step["aside"] = [{"row": row["id"], "reason": row["reason"]} for row in found.aside]
-        if found.instead:
-            step["instead"] = [{"row": row["id"], "reason": row["reason"]} for row in found.instead]
-        yield step
+        came_from = sorted(handed_on.intersection(reads[stage.name]))
+        if found or (came_from and stage.op in USES):
+            yield {"stage": stage.name, "op": stage.op, "from": came_from, **_step(found, before)}
         before = found.problem or before
         if found.hands_on:
             handed_on.add(stage.name)
+
+
+def _step(found: Mention, before: Row | None) -> Step:
+    """What a stage did with the row: `did`, and what belongs to that."""
+    op = found.stage.op
+    if found.removed:
+        step = {"did": "removed", **{name: value for name, value in found.removed.items() if name != "id"}}
+    elif op in USES:
+        step = {"did": "left out" if found.aside else USES[op]}
+    elif found.chosen:
+        number, row = found.chosen
+        lineage = row.get("lineage", {})
+        step = {
+            "did": "chosen",
+            "training_row": row["id"],
+            "number": number,
+            "rows": found.stage.metrics.get("examples"),
+        }
+        step |= {"lineage": lineage} if op == "select" else {"part": lineage.get("part")} if op == "mix" else {}
+    elif found.problem:
+        step = {"did": "kept", **_changes(before, found.problem)} if before else _origin(found.problem)
+    else:
+        step = {"did": "chains" if found.chains or found.aside else "named"}
+    if found.chains:
+        step["chains"] = [_chain(row) for row in found.chains]
+    if found.aside:
+        step["aside"] = [{"row": row["id"], "reason": row["reason"]} for row in found.aside]
+    if found.instead:
+        step["instead"] = [{"row": row["id"], "reason": row["reason"]} for row in found.instead]
+    return step
 
 
 def _origin(problem: Row) -> Step:
@@ -215,18 +221,22 @@ def _chain(row: Row) -> Step:
 
 
 def _outcome(steps: Sequence[Step]) -> str:
-    """The end of it in one clause."""
-    used: dict[str, list[str]] = {}
+    """The end of it in a line."""
+    by: dict[str, list[str]] = {}
     for step in steps:
-        if step["did"] in USES.values():
-            used.setdefault(step["did"], []).append(step["stage"])
-    if used:
-        return "; ".join(f"{did} by {' and '.join(stages)}" for did, stages in used.items())
-    if chosen := [step["stage"] for step in steps if step["did"] == "chosen"]:
-        return f"chosen by {' and '.join(chosen)}, not used yet"
-    if removed := [step["stage"] for step in steps if step["did"] in ("removed", "left out")]:
+        by.setdefault(step["did"], []).append(step["stage"])
+    ends = [f"{did} by {' and '.join(by[did])}" for did in (*dict.fromkeys(USES.values()), "left out") if did in by]
+    if ends:
+        return "; ".join(ends)
+    if chosen := by.get("chosen"):
+        later = [s["stage"] for s in steps if s["did"] == "removed" and not set(chosen).isdisjoint(s["from"])]
+        return f"chosen by {' and '.join(chosen)}, " + (
+            f"removed by {' and '.join(later)}" if later else "not used yet"
+        )
+    if removed := by.get("removed"):
         return f"removed by {' and '.join(removed)}"
-    return "a problem of an evaluation" if all(step["op"] == "evaluate" for step in steps) else "kept, not chosen yet"
+    held_out = all(step["op"] == "evaluate" or step["did"] == "named" for step in steps)
+    return "a problem of an evaluation" if held_out else "kept, not chosen yet"
 
 
 def _paid(mentions: Sequence[Mention]) -> float | None:

@@ -24,31 +24,27 @@ def describe(way: Mapping[str, Any]) -> str:
 
 
 def _told(step: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of one stage."""
     did = step["did"]
     if did == "read":
         yield from _read(step)
     elif did == "removed":
         yield f"removed: {step['reason']}"
-        yield from (
-            f"{label}: {_short(step[key])}"
-            for label, key in (("this", "text"), ("that", "other_text"))
-            if step.get(key)
-        )
+        texts = {"this": step.get("text"), "that": step.get("other_text")}
+        yield from (f"{label}: {_short(text)}" for label, text in texts.items() if text)
+    elif did == "kept":
+        yield "kept" + "".join(f"; {name} {_nested(value)}" for name, value in step.get("set", {}).items())
     elif did == "chosen":
         of = f" of {step['rows']}" if step["rows"] else ""
         yield f"chosen: training row {step['training_row']}, number {step['number']}{of}"
-        yield f"lineage: {_plain(step['lineage'])}"
-    elif did in ("kept", "chains"):
-        changes = "".join(f"; {name} {_plain(value)}" for name, value in step.get("set", {}).items())
-        yield (did if did == "kept" else _score(step["chains"]) if "chains" in step else "chains removed") + changes
-    else:
-        yield f"{did}, of {' and '.join(step['of'])}"
+        yield from (f"{name}: {_plain(step[name])}" for name in ("lineage", "part") if step.get(name))
+    elif did in ("trained on", "exported", "left out"):
+        yield f"{did}, from {' and '.join(step['from'])}"
     if "chains" in step:
-        if did != "chains":
-            yield _score(step["chains"])
-        yield from map(_chain, step["chains"])
+        yield _score(step["chains"])
+        yield from (_chain(chain) for chain in step["chains"] if "verdict" in chain or "usd" in chain)
     yield from (f"{row['row']} removed: {row['reason']}" for row in step.get("aside", ()))
-    yield from (f"in place of {row['row']} ({row['reason']})" for row in step.get("instead", ()))
+    yield from (f"recognised {row['row']}, which went: {row['reason']}" for row in step.get("instead", ()))
 
 
 def _read(step: Mapping[str, Any]) -> Iterator[str]:
