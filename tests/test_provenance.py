@@ -16,7 +16,7 @@ from fathom.errors import InputError
 from fathom.records import Rollout, read_jsonl, write_jsonl
 from fathom.report import why_text
 from fathom.report.why import why
-from fathom.store import hash_file, read_manifest, write_json
+from fathom.store import hash_file, hash_path, read_manifest, write_json
 
 LEAK = "How many apples does Ann have when she buys 4 apples and then 9 apples more at the market in the town?"
 RECIPE = """
@@ -203,6 +203,14 @@ def test_an_export_is_published_with_its_card(run):
     assert "data_card.md" not in read_manifest(artifact)["files"]
 
 
+def test_an_export_of_rows_that_are_gone_is_left_as_it_was_published(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    before = hash_path(copy / "data")
+    shutil.rmtree(copy / "artifacts" / "mixed")
+    report.write(copy)
+    assert hash_path(copy / "data") == before
+
+
 def test_the_certificate_is_bound_into_the_card_and_lies_beside_the_data(run, tmp_path):
     copy = Path(shutil.copytree(run, tmp_path / "run"))
     certificate = {
@@ -229,7 +237,7 @@ def test_rows_exported_by_hand_keep_the_story_of_their_run(run, tmp_path):
     rows = run / "artifacts" / "mixed"
     commands.by_hand("export", None, tmp_path / "out", [f"rows={rows}", "formats=[sharegpt]"])
     card = (tmp_path / "out/data/export/data_card.md").read_text()
-    assert "# export: export" in card and "4 rows, from mixed." in card and "| clean | similar" in card
+    assert "# fruit: mixed as sharegpt" in card and "4 rows, from mixed." in card and "| clean | similar" in card
     assert json.loads((tmp_path / "out/data/export/sharegpt.json").read_text())[0]["conversations"]
 
 

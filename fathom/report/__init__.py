@@ -32,10 +32,9 @@ def write(run_dir: Path) -> None:
     if final is not None:
         publish.publish(final, run_dir / "model", {publish.CARD: markdown.model_card(run)})
     if card := data_card.of_run(run):
-        publish.write_text(run_dir / publish.DATA_CARD, card)
-    for export in run.of("export"):
-        cards = {publish.DATA_CARD: data_card.of_export(run, export), **data_card.certificates(run, export)}
-        publish.publish(export, run_dir / "data" / export.name, cards)
+        publish.write_text(run_dir / data_card.DATA_CARD, card)
+    for export in data_card.exports(run):
+        publish.publish(export, run_dir / "data" / export.name, data_card.beside_export(run, export))
 
 
 def print_summary(run_dir: Path) -> None:

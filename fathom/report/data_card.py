@@ -13,55 +13,56 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fathom.errors import InputError
+from fathom.records import json_lines
 from fathom.report import facts, markdown, words
 from fathom.report.markdown import Sections, escape, table
 from fathom.report.read import Run, Stage, read_run
 from fathom.store import read_json
 
-CERTIFICATE = "certificate.json"
+CERTIFICATE, DATA_CARD = "certificate.json", "data_card.md"
 UNKNOWN = "unknown"
 Row = Mapping[str, Any]
 
 
 def of_run(run: Run) -> str | None:
     """The card of what a run trains on, else of its last selections; None where it has chosen nothing."""
-    read = {name for stage in run.of("sft", "grpo", "prefer") for name in facts.inputs(run)[stage.name]}
-    chosen = [stage for stage in run.stages if stage.name in read and _rows(stage)]
+    reads = facts.inputs(run)
+    read = {name for stage in run.of("sft", "grpo", "prefer") for name in reads[stage.name]}
+    chosen = [stage for stage in run.stages if stage.name in read and any(path.is_file() for path in _files(stage))]
     if not chosen:
         selected = run.of("select", "mix")
-        passed_on = {name for stage in selected for name in facts.inputs(run)[stage.name]}
+        passed_on = {name for stage in selected for name in reads[stage.name]}
         chosen = [stage for stage in selected if stage.name not in passed_on]
     return render(run, chosen, f"Data of {run.name}") if chosen else None
 
 
-def of_export(run: Run, export: Stage) -> str:
-    """The card of one exported set; its funnel, certificate and bill are those of the stages it came through."""
+def exports(run: Run) -> list[Stage]:
+    """The finished exports whose rows are still there."""
+    return [stage for stage in run.of("export") if run.stage(stage.config["rows"])]
+
+
+def beside_export(run: Run, export: Stage) -> dict[str, str]:
+    """What lies beside one exported set, by file name: its card, and the certificates of its decontaminations.
+
+    Funnel, certificates and bill are those of the stages that the rows came through.
+    """
+    run, source = _origin(run, run.stage(export.config["rows"]))
     files = ", ".join(f"`{name}`" for name in export.manifest["files"] if name != "removed.jsonl")
-    origin, source = _source(run, export)
-    return render(origin, [source], f"{run.name}: {export.name}", files)
-
-
-def certificates(run: Run, export: Stage) -> dict[str, str]:
-    """The certificates of the decontaminations that an exported set came through, as files to lie beside it."""
-    origin, source = _source(run, export)
-    stages = _upstream(origin, [source.name]).of("decontaminate")
+    card = render(run, [source], f"{run.name}: {source.name} as {', '.join(export.config['formats'])}", files)
+    stages = _upstream(run, [source.name]).of("decontaminate")
     paths = {f"{stage.name}.{CERTIFICATE}": stage.directory / CERTIFICATE for stage in stages}
-    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    certificates = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    return {DATA_CARD: card, **certificates}
 
 
-def _source(run: Run, export: Stage) -> tuple[Run, Stage]:
-    """The stage whose rows were exported, and its run: another one where it was taken from there and is unchanged."""
-    source = run.stage(export.config["rows"])
-    if source is None:
-        raise InputError(f"{run.directory}: the stage {export.config['rows']!r} that {export.name} exported is gone")
-    if source.op == "given":
-        path = Path(source.config["path"])
-        if path.parent.name == "artifacts" and (path.parent.parent / "recipe.yaml").is_file():
-            origin = read_run(path.parent.parent)
-            first = origin.stage(path.name)
-            if first and first.manifest["files"] == source.manifest["files"]:
-                return origin, first
+def _origin(run: Run, source: Stage) -> tuple[Run, Stage]:
+    """Where rows come from: the run itself, or the one that they were taken from by hand and that still has them."""
+    path = Path(source.config["path"]) if source.op == "given" else Path()
+    if path.parent.name == "artifacts" and (path.parent.parent / "recipe.yaml").is_file():
+        origin = read_run(path.parent.parent)
+        first = origin.stage(path.name)
+        if first and first.manifest["files"] == source.manifest["files"]:
+            return origin, first
     return run, source
 
 
@@ -97,15 +98,18 @@ def _upstream(run: Run, names: Collection[str]) -> Run:
     return replace(run, stages=stages, bill=tuple(line for line in run.bill if line.stage in needed))
 
 
+def _files(stage: Stage) -> tuple[Path, Path]:
+    return stage.directory / "examples.jsonl", stage.directory / "problems.jsonl"
+
+
 def _rows(stage: Stage) -> list[Row]:
-    """Training rows, or where a stage hands on problems only, those in the same shape."""
-    if rows := stage.lines("examples.jsonl"):
-        return rows
-    kept = ("source", "licence", "solve_rate")
-    return [
-        {"id": p["id"], "lineage": {name: p[name] for name in kept if p.get(name)}}
-        for p in stage.lines("problems.jsonl")
-    ]
+    """Lineage of the training rows, without their texts; where a stage hands on problems only, what they tell of it."""
+    examples, problems = _files(stage)
+    if examples.is_file():
+        return [{"id": row["id"], "lineage": row.get("lineage", {})} for _, row in json_lines(examples)]
+    told = ("source", "licence", "solve_rate")
+    rows = (row for _, row in json_lines(problems)) if problems.is_file() else ()
+    return [{"id": row["id"], "lineage": {name: row[name] for name in told if name in row}} for row in rows]
 
 
 # ------------------------------------------------------------------------------ sections

@@ -13,7 +13,7 @@ from pathlib import Path
 from fathom.report.read import Run, Stage
 from fathom.store import disk_errors, hash_file, write_json
 
-CARD, DATA_CARD = "README.md", "data_card.md"
+CARD = "README.md"
 NOT_PUBLISHED = {CARD, "train_log.jsonl", "removed.jsonl"}
 """Files of a stage's artifact that are not part of what it made (a model's card is the run's own)."""
 LINKED = {".safetensors", ".parquet"}

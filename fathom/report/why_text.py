@@ -8,6 +8,8 @@ from typing import Any
 
 SHOWN = 240
 """Characters of a text."""
+CHAINS = 16
+"""Chains of a stage that are told one by one; `--json` has all."""
 
 
 def describe(way: Mapping[str, Any]) -> str:
@@ -42,7 +44,7 @@ def _told(step: Mapping[str, Any]) -> Iterator[str]:
         yield f"{did}, from {' and '.join(step['from'])}"
     if "chains" in step:
         yield _score(step["chains"])
-        yield from (_chain(chain) for chain in step["chains"] if "verdict" in chain or "usd" in chain)
+        yield from _chains([chain for chain in step["chains"] if "verdict" in chain or "usd" in chain])
     yield from (f"{row['row']} removed: {row['reason']}" for row in step.get("aside", ()))
     yield from (f"recognised {row['row']}, which went: {row['reason']}" for row in step.get("instead", ()))
 
@@ -62,6 +64,12 @@ def _score(chains: list[Mapping[str, Any]]) -> str:
     if not verdicts:
         return f"{len(chains)} chains, without verdicts"
     return f"{sum(v is True for v in verdicts)} of {len(chains)} chains correct"
+
+
+def _chains(chains: list[Mapping[str, Any]]) -> Iterator[str]:
+    yield from map(_chain, chains[:CHAINS])
+    if len(chains) > CHAINS:
+        yield f"and {len(chains) - CHAINS} more"
 
 
 def _chain(chain: Mapping[str, Any]) -> str:
