@@ -46,7 +46,7 @@ def _told(step: Mapping[str, Any]) -> Iterator[str]:
         yield _score(step["chains"])
         yield from _chains([chain for chain in step["chains"] if "verdict" in chain or "usd" in chain])
     yield from (f"{row['row']} removed: {row['reason']}" for row in step.get("aside", ()))
-    yield from (f"recognised {row['row']}, which went: {row['reason']}" for row in step.get("instead", ()))
+    yield from (f"went because of it: {row['row']} ({row['reason']})" for row in step.get("instead", ()))
 
 
 def _read(step: Mapping[str, Any]) -> Iterator[str]:
