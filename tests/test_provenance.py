@@ -183,11 +183,11 @@ def test_the_card_of_a_run_is_of_what_it_trains_on(run):
         "**2 rows have no stated licence**",
         "| math/1 | text | 4 |",
         "Mean solve rate of the base model: 75.0%, over 4 rows that have one.",
-        "| clean | similar: market market/1 | 1 |",
         "| mixed | mix | ",
         "recipe: fruit",
     ):
         assert told in card, told
+    assert re.search(r"^\| clean \| .*market.* \| 1 \|$", card, re.MULTILINE)
     assert "eval_base" not in card.partition("## How to make it again")[0], "only what the rows came through"
     before = hash_file(run / "data_card.md")
     report.write(run)
@@ -237,7 +237,7 @@ def test_rows_exported_by_hand_keep_the_story_of_their_run(run, tmp_path):
     rows = run / "artifacts" / "mixed"
     commands.by_hand("export", None, tmp_path / "out", [f"rows={rows}", "formats=[sharegpt]"])
     card = (tmp_path / "out/data/export/data_card.md").read_text()
-    assert "# fruit: mixed as sharegpt" in card and "4 rows, from mixed." in card and "| clean | similar" in card
+    assert "# fruit: mixed as sharegpt" in card and "4 rows, from mixed." in card and "| clean | " in card
     assert json.loads((tmp_path / "out/data/export/sharegpt.json").read_text())[0]["conversations"]
 
 
