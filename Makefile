@@ -38,8 +38,8 @@ test: $(STAMP)
 
 proof: $(STAMP)
 	set -e; for seed in $(SEEDS); do \
-		$(BIN)/fathom run recipes/fathom-r1-tiny-proof.yaml --set seed=$$seed --out runs/proof-$$seed; done
-	$(BIN)/python scripts/readme.py record tiny-proof --command 'make proof' $(foreach s,$(SEEDS),runs/proof-$(s))
+		$(BIN)/fathom run recipes/fathom-r1-tiny-proof.yaml --set seed=$$seed --out runs/proof-$$seed $(ARGS); done
+	$(BIN)/python scripts/readme.py record tiny-proof --command 'make proof$(if $(ARGS), ARGS="$(ARGS)")' $(foreach s,$(SEEDS),runs/proof-$(s))
 	$(BIN)/python -m pytest -q -m proof
 
 clean:

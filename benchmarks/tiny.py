@@ -193,9 +193,12 @@ def _train_fathom(contender: Contender, model_dir: Path, rows: list[EncodedExamp
     optimizer = MasterAdamW(model, config.betas, config.weight_decay)
     half = method.steps // 2
     for index in range(half):
-        optimizer_step(model, method, optimizer, config, index)
+        optimizer_step(model, method, method.step(index), optimizer, config, index)
     start = _clock()
-    log = [optimizer_step(model, method, optimizer, config, index) for index in range(half, method.steps)]
+    log = [
+        optimizer_step(model, method, method.step(index), optimizer, config, index)
+        for index in range(half, method.steps)
+    ]
     end = _clock()
     return [start, end], sum(row["loss"] * row["tokens"] for row in log) / sum(row["tokens"] for row in log)
 

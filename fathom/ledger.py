@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -285,6 +285,7 @@ class Meter:
         budget_usd: float | None = None,
         prices: Prices | None = None,
         on_progress: Callable[[int, int, str], None] = lambda done, total, note: None,
+        on_show: Callable[[Sequence[tuple[str, str]]], None] = lambda segments: None,
     ):
         """began: time.monotonic() when the attempt was opened (the same clock in all processes of a machine)."""
         self.scratch = scratch
@@ -297,6 +298,7 @@ class Meter:
         self._budget = budget_usd
         self._prices = prices or Prices()
         self._on_progress = on_progress
+        self._on_show = on_show
         self._counts: dict[tuple[str, str], TokenCount] = {}
         self._lock = threading.RLock()
         self._last_flush = 0.0
@@ -315,6 +317,10 @@ class Meter:
     def progress(self, done: int, total: int, note: str = "") -> None:
         """Tell the user; cheap enough to call at every step."""
         self._on_progress(done, total, note)
+
+    def show(self, segments: Sequence[tuple[str, str]]) -> None:
+        """Show the user a text of (piece, style) pairs; a terminal colours the styles "trained", "prompt" and "note"."""
+        self._on_show(segments)
 
     def usage(self, model: str, usage: Usage, device: str) -> None:
         """Record what a call consumed. device "api" is billed by token, all others by time alone."""

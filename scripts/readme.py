@@ -47,7 +47,7 @@ def record(name: str, command: str, directories: Sequence[Path]) -> Path:
     runs = [read_run(directory) for directory in directories]
     content = {
         "command": command,
-        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.system()},
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(), "system": platform.system()},
         "versions": dict(facts.versions(runs[0])),
         "runs": [_measured(run) for run in runs],
     }
@@ -69,6 +69,16 @@ def _measured(run: Run) -> dict[str, Any]:
         "cpu_seconds": round(sum(stage.manifest.get("cpu_seconds", 0.0) for stage in run.stages), 1),
         "rows": list(run.rows),
     }
+
+
+def _beside_gpu(machine: dict[str, Any]) -> str:
+    return f" and one {machine['gpu']}" if machine.get("gpu") else ""
+
+
+def _gpu() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu() -> str:
@@ -99,7 +109,7 @@ def _recorded(content: dict[str, Any]) -> Iterator[str]:
     yield (
         f"`{content['command']}`: {len(runs)} run{'s' if len(runs) > 1 else ''}, each "
         f"{words.dollars(fmean(run['usd'] for run in runs))}, {words.duration(fmean(run['seconds'] for run in runs))} "
-        f"({fmean(run['cpu_seconds'] for run in runs):,.0f} CPU-seconds) on {machine['cores']} cores of {machine['cpu']}. "
+        f"({fmean(run['cpu_seconds'] for run in runs):,.0f} CPU-seconds) on {machine['cores']} cores of {machine['cpu']}{_beside_gpu(machine)}. "
         "pass@1, cons@k and tokens are means over the seeds; differences are points of pass@1 with paired 95% intervals."
     )
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 import fathom
 from fathom.engines import Request, TransformersConfig, open_engine
-from fathom.engines.hf import ROWS, TransformersEngine, draw, uniforms
+from fathom.engines.hf import ROWS, TransformersEngine, attend, draw, uniforms
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.merge import MergeConfig, run_merge
@@ -177,6 +177,24 @@ def test_logits_of_a_slot_are_not_changed_by_its_neighbours(monkeypatch):
     assert len(seen) >= 6 * 5
     for stream, (alone,) in seen.items():
         torch.testing.assert_close(crowd[stream][0], alone, atol=2e-4, rtol=1e-4)
+
+
+def test_one_block_of_attention_is_the_same_as_many():
+    """A GPU reads all rows in one block; what a row sees is the mask's business."""
+    rows, length = ROWS + 5, 24
+    ages = torch.arange(rows) % length
+    query, key, value = (torch.randn(rows, heads, size, 8) for heads, size in ((4, 1), (2, length), (2, length)))
+    mask = torch.zeros(rows, length).masked_fill_(torch.arange(length) > ages[:, None], float("-inf"))[:, None, None]
+    blocks = [int(block.max()) + 1 for block in ages.split(ROWS)]
+    many, _ = attend(None, query, key, value, mask, 0.3, block_lengths=blocks)
+    one, _ = attend(None, query, key, value, mask, 0.3, block_lengths=[length])
+    torch.testing.assert_close(one, many)
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("auto", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_the_recipe_chooses_the_precision(dtype, expected):
+    engine = TransformersEngine(BASE, TransformersConfig(dtype=dtype, device="cpu"))
+    assert engine.model.dtype == expected
 
 
 # ------------------------------------------------------------------------------ the distribution

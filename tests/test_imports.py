@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fathom"
 LEVELS: list[set[str]] = [
     {"errors"},
     {"records"},
-    {"config", "bill"},
+    {"config", "bill", "physics"},
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts"},
     {"ledger"},
@@ -25,7 +25,7 @@ LEVELS: list[set[str]] = [
     {"sources", "engines", "graders"},
     {"rollout", "annotate", "curate"},
     {"train", "evaluate", "serve", "report", "merge"},
-    {"recipe", "physics"},
+    {"recipe"},
     {"stages", "estimates", "plan_table"},
     {"commands", "doctor"},
     {"cli"},

@@ -72,14 +72,15 @@ def chain_seed(seed: int, key: str, index: int) -> int:
 
 
 class TransformersConfig(StageConfig):
-    """The `transformers` engine. slots: chains that decode together. device: "auto", "cpu" or "cuda".
+    """The `transformers` engine. slots: chains that decode together; 256 on a CPU, 2,048 on a GPU when absent.
 
+    device: "auto", "cpu" or "cuda".
     dtype: of weights and cache; "auto" is float32 on a CPU and bfloat16 on a GPU.
     """
 
     kind: Literal["transformers"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    slots: Annotated[int, Operational] = 256
+    slots: Annotated[int | None, Operational] = Field(None, ge=1)
     device: Annotated[str, Operational] = "auto"
 
 

@@ -30,7 +30,9 @@ ATTENTION = "fathom_slots"
 BLOCK = 64
 """Cache capacity grows by this many positions."""
 ROWS = 32
-"""Rows of one attention block."""
+"""Rows of one attention block on a CPU, where reading less pays; on a GPU launching less does, and all are one block."""
+SLOTS = {"cpu": 256, "cuda": 2048}
+"""Chains that decode together where the recipe doesn't say."""
 CANDIDATES = 32
 """Tokens that are sorted first for top-p; where they hold less than top_p of the mass, all are."""
 CHANGED_LOGITS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
@@ -102,8 +104,8 @@ def attend(
     """Grouped-query attention without repeating keys: (B, H, T, D) x (B, G, L, D) -> (B, T, H, D).
 
     Without block_lengths it is a prefill: causal, and the mask is not read. With them it is a step of
-    decoding (T = 1): the H / G heads that share keys become the queries, and rows are read in blocks,
-    for `block_lengths[i]` positions are enough for rows i * ROWS .. (i + 1) * ROWS - 1.
+    decoding (T = 1): the H / G heads that share keys become the queries, and rows are read in blocks of like
+    size, for `block_lengths[i]` positions are enough for the rows of block i.
     """
     batch, heads, _, dim = query.shape
     groups = key.shape[1]
@@ -114,8 +116,9 @@ def attend(
         return out.transpose(1, 2), None
     query = query.reshape(batch, groups, heads // groups, dim)
     out = torch.empty_like(query)
+    size = ROWS if len(block_lengths) > 1 else batch
     for i, seen in enumerate(block_lengths):
-        rows = slice(i * ROWS, (i + 1) * ROWS)
+        rows = slice(i * size, (i + 1) * size)
         block = mask[rows, :, :, :seen].expand(-1, -1, heads // groups, -1)
         out[rows] = functional.scaled_dot_product_attention(
             query[rows], key[rows, :, :seen], value[rows, :, :seen], attn_mask=block, scale=scaling
@@ -166,7 +169,7 @@ class TransformersEngine:
         self.text = ModelText(model_dir, self.name)
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device.startswith("cuda")
         self.device = "cuda" if cuda else "cpu"
-        dtype = torch.bfloat16 if cuda else torch.float32
+        dtype = {"auto": torch.bfloat16 if cuda else torch.float32}.get(config.dtype) or getattr(torch, config.dtype)
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
                 model_dir, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
@@ -178,7 +181,7 @@ class TransformersEngine:
         _check_supported(self.model.config, model_dir)
         self.model.to(self.device).eval()
         self.stops = torch.tensor(self.text.stops, device=self.device)
-        self.slots = config.slots
+        self.slots = config.slots or SLOTS[self.device]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions as they end. Raises InputError where a prompt and `max_tokens` exceed the model's positions."""
@@ -274,7 +277,8 @@ class _Batch:
         active = len(self.owner)
         rows = torch.arange(active, device=self.engine.device)
         position = self.position[:active]
-        seen = [int(block.max()) + 1 for block in position.split(ROWS)]
+        blocks = position.split(ROWS) if position.device.type == "cpu" else [position]
+        seen = [int(block.max()) + 1 for block in blocks]
         self.cache.aim(rows, position, max(seen))
         if len(self.columns) < max(seen):
             self.columns = torch.arange(max(seen) + BLOCK, device=self.engine.device)

@@ -51,6 +51,7 @@ class Worker:
         self,
         job: dict[str, Any],
         on_progress: Callable[[int, int, str], None],
+        on_show: Callable[[list[list[str]]], None],
         on_tick: Callable[[], None],
         interval: float,
     ) -> Ended:
@@ -66,6 +67,8 @@ class Worker:
         for event in self._hear(on_tick, interval):
             if "progress" in event:
                 on_progress(*event["progress"])
+            elif "show" in event:
+                on_show(event["show"])
             elif "metrics" in event:
                 metrics = event["metrics"]
             elif "error" in event:

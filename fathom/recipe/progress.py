@@ -12,6 +12,8 @@ from fathom.recipe.plan import Step
 PLAIN_INTERVAL = 15.0
 """Seconds between two progress lines of a stage when there is no terminal."""
 
+STYLES = {"trained": "green", "prompt": "dim", "note": "cyan"}
+
 
 class PlainListener:
     """Lines of text; progress at most every PLAIN_INTERVAL seconds."""
@@ -36,6 +38,10 @@ class PlainListener:
         if time.monotonic() - self._last >= PLAIN_INTERVAL:
             self._last = time.monotonic()
             self.note(f"  {step.stage.name}: {_count(done, total)} {note}".rstrip())
+
+    def show(self, step: Step, segments: Sequence[Sequence[str]]) -> None:
+        """Text in pieces with a style each; without colours the trained pieces stand between two marks."""
+        self.note("".join(f"⟦{text}⟧" if style == "trained" else text for text, style in segments).rstrip())
 
     def finished(self, step: Step, seconds: float, metrics: Mapping[str, Any]) -> None:
         self.note(f"  {step.stage.name}: done in {seconds:.1f} s  {summary(metrics)}".rstrip())
@@ -76,6 +82,11 @@ class RichListener(PlainListener):
         if self._task is None:
             self._task = self._bar.add_task(step.stage.name, total=total, note=note)
         self._bar.update(self._task, completed=done, total=total, note=note)
+
+    def show(self, step: Step, segments: Sequence[Sequence[str]]) -> None:
+        from rich.text import Text
+
+        self._console.print(Text.assemble(*((text, STYLES[style]) for text, style in segments)), soft_wrap=True)
 
     def finished(self, step: Step, seconds: float, metrics: Mapping[str, Any]) -> None:
         self.close()

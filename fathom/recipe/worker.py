@@ -133,6 +133,7 @@ def _run_stage(job: dict[str, Any], events: Events) -> dict[str, Any]:
         budget_usd=job["budget_usd"],
         prices=Prices.model_validate(job["prices"]),
         on_progress=events.progress,
+        on_show=lambda segments: events.send(show=[list(piece) for piece in segments]),
     )
     try:
         metrics = load_object(job["target"])(inputs, config, Path(job["out"]), meter)

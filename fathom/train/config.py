@@ -9,6 +9,18 @@ from pydantic import Field, model_validator
 from fathom.config import Input, ModelInput, Operational, StageConfig
 
 
+class TrackingConfig(StageConfig):
+    """Where the figures of a training run are sent. Off unless a recipe asks for it; keys come from the environment.
+
+    directory: for TensorBoard's files.
+    """
+
+    to: Literal["trackio", "wandb", "tensorboard", "mlflow"]
+    project: str = "fathom"
+    run: str | None = None
+    directory: str = "tracking"
+
+
 class SftConfig(StageConfig):
     """The `sft` op. A step is `batch_size` examples or at most `batch_tokens` tokens (give one).
 
@@ -33,6 +45,7 @@ class SftConfig(StageConfig):
     clip: float | None = Field(1.0, gt=0)
     pack_tokens: Annotated[int, Operational, Field(ge=1)] = 4096
     checkpoint_every: Annotated[int, Operational, Field(ge=1)] = 100
+    tracking: Annotated[TrackingConfig | None, Operational] = None
 
     @model_validator(mode="after")
     def _one_batch_size(self) -> SftConfig:

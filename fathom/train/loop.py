@@ -29,6 +29,7 @@ from fathom.train.batch import Pack
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.model import pack_logprobs
 from fathom.train.optimizer import MasterAdamW
+from fathom.train.watch import Watch
 from fathom.weights import os_errors
 
 EXIT_STOPPED = 75
@@ -102,11 +103,13 @@ def train(
     checkpoints: Checkpoints,
     meter: Meter,
     identity: Mapping[str, Any],
+    watch: Watch | None = None,
 ) -> Trained:
     """Train `model` in place to the last step of `method`.
 
     Resumes from the newest checkpoint that verifies. identity: what the run is made of (settings,
-    data, base model); a checkpoint with another identity is refused with the difference.
+    data, base model); a checkpoint with another identity is refused with the difference. watch: who
+    measures it, by default a plain one.
     Checkpoints and raises SystemExit(75) on SIGTERM, re-raises BudgetStop after a checkpoint, and
     raises WorkError on a loss that is not finite or spikes (the last checkpoint stays).
     """
@@ -114,6 +117,7 @@ def train(
     log = resume(optimizer, checkpoints, identity)
     require_space(optimizer, checkpoints)
     save = _saver(optimizer, checkpoints, meter, identity, log)
+    watch = watch or Watch(None, meter)
     with stop_requests() as stopping:
         for index in range(len(log), method.steps):
             try:
@@ -121,23 +125,25 @@ def train(
             except BudgetStop:
                 save()
                 raise
-            log.append(optimizer_step(model, method, optimizer, config, index))
+            torch.manual_seed(config.seed * 1_000_003 + index)
+            step = method.step(index)
+            log.append(optimizer_step(model, method, step, optimizer, config, index))
             refuse_spike(log, config, checkpoints)
-            meter.progress(index + 1, method.steps, f"loss {log[-1]['loss']:.3f}")
+            lengths = [length for pack in step.packs for length in pack.lengths]
+            meter.progress(index + 1, method.steps, watch.step(log[-1], lengths, method.steps))
             stopped = bool(stopping)
             if stopped or (index + 1) % config.checkpoint_every == 0 or index + 1 == method.steps:
                 save()
             if stopped and index + 1 < method.steps:
                 raise SystemExit(EXIT_STOPPED)
+    watch.close()
     return Trained(optimizer.weights(), log)
 
 
 def optimizer_step(
-    model: torch.nn.Module, method: Method, optimizer: MasterAdamW, config: LoopConfig, index: int
+    model: torch.nn.Module, method: Method, step: Step, optimizer: MasterAdamW, config: LoopConfig, index: int
 ) -> LogRow:
-    """One step: accumulate the gradients of its packs, clip, update; no update where they are not finite."""
-    torch.manual_seed(config.seed * 1_000_003 + index)
-    step = method.step(index)
+    """Take step `index`: accumulate the gradients of its packs, clip, update; no update where they are not finite."""
     place, length = method.cycle(index)
     if place == 0:
         optimizer.forget_moments()

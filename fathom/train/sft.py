@@ -23,12 +23,14 @@ from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, read_jsonl
 from fathom.tokens import EncodedExample, encode_example, load_tokenizer, template_hash
+from fathom.train import preflight
 from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import SftConfig
 from fathom.train.loop import LogRow, LoopConfig, Step, train
 from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
+from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.weights import tensor_entries
 
 
@@ -80,20 +82,26 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
     method = plan_sft([examples[i] for i in fits], [encoded[i] for i in fits], config, meter.seed)
 
     model = load_model(base, dtype=getattr(torch, config.precision))
+    kept = [examples[i] for i in fits]
+    found = preflight.check(model, tokenizer, base, kept, method.rows, config.pack_tokens, len(encoded) - len(fits))
+    meter.show(found.segments)
     checkpoints = Checkpoints(meter.scratch / "ckpt")
     identity = {
-        "config": config.model_dump(exclude={"pack_tokens", "checkpoint_every"}),
+        "config": config.model_dump(exclude={"pack_tokens", "checkpoint_every", "tracking"}),
         "seed": meter.seed,
         "data": rows_hash(method.rows),
         "model": [[e.name, e.dtype, list(e.shape)] for e in entries.values()],
         "template": template_hash(tokenizer),
     }
-    trained = train(model, method, loop_config(config, meter.seed), checkpoints, meter, identity)
+    tracker = open_tracker(config.tracking, identity["config"])
+    watch = Watch(shape_of(model.config), meter, tracker, say=print)
+    trained = train(model, method, loop_config(config, meter.seed), checkpoints, meter, identity, watch)
     save_model(model, trained.weights, base, out)
     _write_rows(out / "train_log.jsonl", trained.log)
     aside = [row for row in encoded if len(row.ids) > config.max_length]
     reason = f"longer than max_length {config.max_length}"
     _write_rows(out / "removed.jsonl", [{"id": row.id, "reason": reason, "tokens": len(row.ids)} for row in aside])
+    (out / "preflight.json").write_text(json.dumps(found.row(), indent=1) + "\n", encoding="utf-8")
     return summary(len(examples), method, trained.log)
 
 
