@@ -8,6 +8,8 @@ from typing import Any
 
 SHOWN = 240
 """Characters of a text."""
+TEXTS = {"text": "this", "other_text": "that", "detail": "detail", "where": "at"}
+"""What a removed row may carry beside its reason, and how it is called."""
 CHAINS = 16
 """Chains of a stage that are told one by one; `--json` has all."""
 
@@ -32,8 +34,7 @@ def _told(step: Mapping[str, Any]) -> Iterator[str]:
         yield from _read(step)
     elif did == "removed":
         yield f"removed: {step['reason']}"
-        texts = {"this": step.get("text"), "that": step.get("other_text")}
-        yield from (f"{label}: {_short(text)}" for label, text in texts.items() if text)
+        yield from (f"{label}: {_short(str(step[key]))}" for key, label in TEXTS.items() if step.get(key))
     elif did == "kept":
         yield "kept" + "".join(f"; {name} {_nested(value)}" for name, value in step.get("set", {}).items())
     elif did == "chosen":
