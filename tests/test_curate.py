@@ -170,8 +170,9 @@ AIME = Problem(
         (
             "Tea time! " + AIME.question.replace("Find the number of minutes", "How long, in hours, is what"),
             "3.4",
-            "13-gram",
+            "similar",
         ),
+        (AIME.question.split(". ")[0] + ". How many cups does she drink in 5 weeks?", "35", "13-gram"),
         (AIME.question.replace("9", "8").replace("4", "5"), "17", "twin"),
         (AIME.question.replace("9", "8").replace("4", "5").replace("Aya", "Bo").replace("$s$", "$v$"), "17", "twin"),
         ("Problem 7 (5 points). " + AIME.question, "204", "contained"),

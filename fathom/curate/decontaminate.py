@@ -128,7 +128,7 @@ class Known:
     @classmethod
     def of(cls, benchmark: int, problem: Problem) -> Known:
         this = Fingerprint.of(problem)
-        template = text.masked(this.tokens, text.names(text.full_text(problem)))
+        template = this.template
         short = text.grams(text.without_brackets(this.tokens), SHORT)
         return cls(benchmark, this, tuple(template), frozenset(short), frozenset(text.grams(template, SHORT)))
 
@@ -169,9 +169,9 @@ class Index:
         band_rows = bands(this.content.words for this in prints).tolist()
         long_grams: Counter[str] = Counter()
         hits = []
-        for problem, this, band_row in zip(problems, prints, band_rows, strict=True):
+        for this, band_row in zip(prints, band_rows, strict=True):
             found = self._same(this, band_row)
-            template = text.masked(this.tokens, text.names(text.full_text(problem)))
+            template = this.template
             shared = self.grams.keys() & set(text.grams(template, SHORT))
             found += self._twins(this, template, shared)
             if shared:

@@ -1,8 +1,8 @@
 """Repeated problems: the same text, or the same numbers and answer in similar words.
 
 Two passes. The first reduces every problem to a sketch and groups equal texts. The second looks for
-near-duplicates (`fingerprint.near`) among problems that share a group: equal numbers and gold, or, in
-groups of more than `SMALL_BLOCK` and where a line in front adds numbers, also a MinHash band. Time and
+near-duplicates (`fingerprint.near`) among problems that share a group: equal numbers and gold (and, where
+these are many, a MinHash band of the words), or equal gold, a band, and a MinHash of the numbers. Time and
 memory grow with the number of problems, not of pairs: a group keeps at most `SMALL_BLOCK` to compare with.
 Not a semantic search: the same problem with other numbers or another wording altogether stays.
 """
@@ -17,7 +17,7 @@ import numpy as np
 
 from fathom.curate import text
 from fathom.curate.corpus import Progress, map_chunks, row_ids
-from fathom.curate.fingerprint import near
+from fathom.curate.fingerprint import ADDED_NUMBERS, near
 from fathom.curate.sketch import BANDS, Sketches, mix, sketch
 from fathom.records import Problem, Rollout
 
@@ -138,12 +138,15 @@ def _groupings(sketches: Sketches, rows: np.ndarray, similarity: float) -> Itera
     if similarity == 0:
         return
     known = sketches.gold[rows] != 0
+    numbers = sketches.numbers.sizes()[rows]
+    some, few = everyone[known & (numbers > 0)], everyone[known & (numbers <= ADDED_NUMBERS)]
     for band in range(BANDS):
+        own = sketches.bands[rows, band]
         if not small.all():
-            yield everyone[~small], mix(block[~small], sketches.bands[rows[~small], band])
+            yield everyone[~small], mix(block[~small], own[~small])
+        yield some, mix(sketches.gold[rows[some]], own[some], sketches.numbers.least(band)[rows[some]])
         if band % 2:
-            pair = sketches.bands[rows[known], band - 1], sketches.bands[rows[known], band]
-            yield everyone[known], mix(sketches.gold[rows[known]], *pair)
+            yield few, mix(sketches.gold[rows[few]], sketches.bands[rows[few], band - 1], own[few])
 
 
 def removed_rows(problems: Sequence[Problem], repeats: Iterable[Repeat]) -> Iterator[dict[str, object]]:

@@ -7,7 +7,6 @@ Works on words; a translation or a full retelling is not recognised.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ from fathom.records import Problem
 UNKNOWN_GOLD_SIMILARITY = 0.8
 """Where no gold confirms that two problems are one, the words must agree this much, whatever the recipe asks."""
 CONTAINED, CONTAINED_CONFIRMED = 0.75, 0.6
-"""Least share of the shorter text's words that the longer one must hold; the second where 3 or more numbers agree."""
+"""Least share of the shorter text's words that the longer one must hold; the second at equal numbers, 3 or more."""
 ADDED_NUMBERS = 2
 """Most numbers that a label or a line in front may add: "Problem 12 (5 points)"."""
 TELLING = 8
-"""Least words and numbers in common, together, where the longer text has numbers of its own."""
+"""Least words and numbers in common, together, where the longer text has numbers of its own; half where it holds all."""
 
 
 class Content(NamedTuple):
@@ -45,20 +44,27 @@ class Near(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """One problem prepared for comparison: its tokens and its content."""
+    """One problem prepared for comparison."""
 
+    asked: str
     tokens: list[str]
     content: Content
 
     @classmethod
     def of(cls, problem: Problem) -> Fingerprint:
-        found = text.tokens(text.full_text(problem))
-        return cls(found, Content(text.content(found), text.numbers(found), text.same_gold(problem.gold)))
+        asked = text.full_text(problem)
+        found = text.tokens(asked)
+        return cls(asked, found, Content(text.content(found), text.numbers(found), text.same_gold(problem.gold)))
 
     @property
     def plain(self) -> str:
         """The normalised text: equal for equal problems."""
         return " ".join(self.tokens)
+
+    @property
+    def template(self) -> list[str]:
+        """The tokens with numbers, names and variables masked: equal for a problem and its twin."""
+        return text.masked(self.tokens, text.names(self.asked))
 
 
 def near(a: Content, b: Content, similarity: float, same_gold: bool = True) -> Near | None:
@@ -81,12 +87,11 @@ def near(a: Content, b: Content, similarity: float, same_gold: bool = True) -> N
     if not similarity or a.gold is None or a.gold != b.gold:
         return None
     held = shared / max(1, min(len(a.words), len(b.words)))
-    fewer, more = sorted((a.numbers, b.numbers), key=len)
-    if held < (CONTAINED_CONFIRMED if len(fewer) >= 3 else CONTAINED):
-        return None
-    if fewer == more:
-        confirmed = bool(fewer)
+    fewer, more = sorted((set(a.numbers), set(b.numbers)), key=len)
+    if a.numbers == b.numbers:
+        confirmed = held >= (CONTAINED_CONFIRMED if len(fewer) >= 3 else CONTAINED) and bool(fewer)
     else:
-        added = len(more) - len(fewer)
-        confirmed = shared + len(fewer) >= TELLING and added <= ADDED_NUMBERS and Counter(fewer) <= Counter(more)
+        added = len(more - fewer) if fewer <= more else ADDED_NUMBERS + 1
+        enough = shared + len(fewer) >= (TELLING if held < 1 else TELLING // 2)
+        confirmed = held >= CONTAINED and added <= ADDED_NUMBERS and enough
     return Near("contained", held) if confirmed else None

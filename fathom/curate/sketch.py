@@ -69,6 +69,18 @@ class Ragged:
         ends = [part.ends + start for part, start in zip(parts, sizes, strict=False)]
         return cls(np.concatenate([part.values for part in parts]), np.concatenate(ends))
 
+    def sizes(self) -> np.ndarray:
+        return np.diff(self.ends, prepend=0)
+
+    def least(self, seed: int) -> np.ndarray:
+        """A MinHash of every list: uint64[lists], equal for two lists as often as they are similar; 0 for empty ones."""
+        filled = self.sizes() > 0
+        least = np.zeros(len(self.ends), np.uint64)
+        if filled.any():
+            hashed = mix(np.array([seed], np.uint64), self.values.astype(np.uint64))
+            least[filled] = np.minimum.reduceat(hashed, (self.ends - self.sizes())[filled])
+        return least
+
     def __getitem__(self, row: int) -> list[int]:
         return self.values[self.ends[row - 1] if row else 0 : self.ends[row]].tolist()
 

@@ -29,12 +29,15 @@ _NOTATIONS = [
     (r"(?<=\d)(?:,|\{,\}|\\,)(?=\d{3}(?!\d))", "", ","),
     (r"\{\s*(\w+)\s*\}", r" \1 ", "{"),
 ]
-_NOTATIONS = [(re.compile(pattern), by, signs) for pattern, by, signs in _NOTATIONS]
+_NOTATIONS = [(re.compile(pattern), by, frozenset(signs)) for pattern, by, signs in _NOTATIONS]
 """(pattern, what stands in its place, signs): a text without any of the signs can't hold the pattern."""
+_SIGNS = sorted(frozenset().union(*(signs for _, _, signs in _NOTATIONS)))
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|\\[a-z]+|[^\W\d_]+|[<>]=|[-+*/^=<>%!|()\[\]{}]")
-_NAME = re.compile(r"(?<=[a-z,;] )[A-Z][a-z]+|[A-Z][a-z]+(?=['’]s\b)|\b[A-Z]{2,4}\b")
+_THOUSANDS = re.compile(r"[\s$\\-]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d)]*")
+_CAPITALS = re.compile(r"[A-Z][A-Za-z]+")
 _BRACKETS = frozenset("()[]{}")
-_PRONOUNS = dict.fromkeys("he she".split(), "they") | dict.fromkeys("his her him hers".split(), "their")
+_MASKS = dict.fromkeys("abcdefghijklmnopqrstuvwxyz", "@")
+_MASKS |= dict.fromkeys("he she".split(), "they") | dict.fromkeys("his her him hers".split(), "their")
 
 _UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety hundred"
@@ -62,8 +65,9 @@ def tokens(text: str) -> list[str]:
     """Lower-case words, numbers, LaTeX commands, operators and brackets; punctuation is dropped."""
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-")
+    present = {sign for sign in _SIGNS if sign in text}
     for pattern, by, signs in _NOTATIONS:
-        if any(sign in text for sign in signs):
+        if not signs.isdisjoint(present):
             text = pattern.sub(by, text)
     return [SYNONYMS.get(t, t) for t in _TOKEN.findall(text.lower())]
 
@@ -85,7 +89,13 @@ def content(text_tokens: list[str]) -> frozenset[str]:
 
 def names(text: str) -> frozenset[str]:
     """Names of people, days and figures, in lower case: words with a capital inside a sentence, owners, Janet's, ABC."""
-    return frozenset(word.lower() for word in _NAME.findall(text))
+    found = []
+    for match in _CAPITALS.finditer(text):
+        word, start = match[0], match.start()
+        inside = text[start - 1 : start] == " " and (text[start - 2].islower() or text[start - 2] in ",;")
+        if inside or word.isupper() or text.startswith(("'s", "’s"), match.end()):
+            found.append(word.lower())
+    return frozenset(found)
 
 
 def masked(text_tokens: list[str], names: frozenset[str] = frozenset()) -> list[str]:
@@ -93,11 +103,8 @@ def masked(text_tokens: list[str], names: frozenset[str] = frozenset()) -> list[
 
     Brackets are left out. An article "a" looks like a variable, in both texts alike.
     """
-    return [
-        "#" if t[0].isdigit() else "@" if t in names or (len(t) == 1 and t.isalpha()) else _PRONOUNS.get(t, t)
-        for t in text_tokens
-        if t not in _BRACKETS
-    ]
+    other = (_MASKS | dict.fromkeys(names, "@")).get
+    return ["#" if t[0].isdigit() else other(t, t) for t in text_tokens if t not in _BRACKETS]
 
 
 def grams(plain_tokens: list[str], n: int) -> list[str]:
@@ -117,10 +124,14 @@ def wordy(gram: str) -> bool:
 
 
 def same_gold(gold: str | None) -> str | None:
-    """A form in which equal short answers are equal strings: 27, 27.0 and $27$ are one."""
+    """A form in which equal short answers are equal strings: 27, 27.0 and $27$ are one; 1,3 and 13 are two."""
     if gold is None:
         return None
-    flat = "".join(tokens(gold))
+    parts = [gold] if _THOUSANDS.fullmatch(gold) else gold.split(",")
+    return ",".join(_value("".join(tokens(part))) for part in parts)
+
+
+def _value(flat: str) -> str:
     try:
         return str(Fraction(flat))
     except (ValueError, ZeroDivisionError):
