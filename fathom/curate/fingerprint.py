@@ -20,7 +20,7 @@ CONTAINED, CONTAINED_CONFIRMED = 0.75, 0.6
 ADDED_NUMBERS = 2
 """Most numbers that a label or a line in front may add: "Problem 12 (5 points)"."""
 TELLING = 8
-"""Least words and numbers in common, together, where the longer text has numbers of its own; half where it holds all."""
+"""Least words and numbers in common, together, where the longer text has numbers of its own."""
 
 
 class Content(NamedTuple):
@@ -92,6 +92,5 @@ def near(a: Content, b: Content, similarity: float, same_gold: bool = True) -> N
         confirmed = held >= (CONTAINED_CONFIRMED if len(fewer) >= 3 else CONTAINED) and bool(fewer)
     else:
         added = len(more - fewer) if fewer <= more else ADDED_NUMBERS + 1
-        enough = shared + len(fewer) >= (TELLING if held < 1 else TELLING // 2)
-        confirmed = held >= CONTAINED and added <= ADDED_NUMBERS and enough
+        confirmed = held >= CONTAINED and added <= ADDED_NUMBERS and shared + len(fewer) >= TELLING
     return Near("contained", held) if confirmed else None
