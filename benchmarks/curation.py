@@ -7,7 +7,8 @@ Accuracy: the clean stock is GSM8K train and the public problems of other source
 is planted once per round, in a different rewrite each round (`plants.py`), so that after as many rounds as
 there are kinds each problem was planted in each kind that applies to it. Beside Fathom's rules stand
 open-r1's (any run of 8 words in common, words split at white space) and a hash of the normalised text.
-The thresholds were chosen on the half of the problems whose id is even; the other half is reported.
+The thresholds were chosen on the half of the rows (stock and planted) whose problem_id is even; the other
+half is reported. Either is compared with all problems of all benchmarks.
 
 An untouched row that a rule flags may be a real leak: `curation_read.json` holds what a reader found
 about each one that Fathom flags. Writes benchmarks/results/curation.json, one part per command; exits 1
@@ -136,10 +137,12 @@ def by_hash(rows: list[Problem], held_out: list[HeldOut]) -> set[int]:
 # ------------------------------------------------------------------------------ decontamination
 
 
-def decontamination(stock: list[Problem], benchmarks: dict[str, list[Problem]]) -> dict[str, Any]:
-    """Plant every benchmark problem in every kind, round by round, and count who finds what."""
+def decontamination(
+    stock: list[Problem], to_plant: dict[str, list[Problem]], benchmarks: dict[str, list[Problem]]
+) -> dict[str, Any]:
+    """Plant benchmark problems in every kind, round by round, and count who finds what."""
     held_out = [HeldOut(name, problems, Rules()) for name, problems in benchmarks.items()]
-    every = [(name, problem) for name, problems in benchmarks.items() for problem in problems]
+    every = [(name, problem) for name, problems in to_plant.items() for problem in problems]
     kinds = list(KINDS)
     found: dict[str, Counter] = defaultdict(Counter)
     planted, rules = Counter(), defaultdict(Counter)
@@ -292,6 +295,8 @@ def main() -> int:
     parser.add_argument("--scale", nargs="?", const="10000,100000,1000000", help="numbers of problems")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    if not (options.data / "bench").is_dir():
+        parser.error(f"{options.data}: no such data; give --data or FATHOM_SHARED_DATA")
     if options.scale:
         stock, benchmarks = load(options.data, None)
         held_out = [problem for problems in benchmarks.values() for problem in problems]
@@ -303,12 +308,11 @@ def main() -> int:
             save("scale", sizes)
         return 0
     started = time.process_time()
-    stock, benchmarks = load(options.data, options.half)
-    accuracy = {
-        "half": options.half,
-        "decontamination": decontamination(stock, benchmarks),
-        "dedup": deduplication(stock),
-    }
+    stock, to_plant = load(options.data, options.half)
+    _, benchmarks = load(options.data, None)
+    accuracy: dict[str, Any] = {"half": options.half}
+    accuracy["decontamination"] = decontamination(stock, to_plant, benchmarks)
+    accuracy["dedup"] = deduplication(stock)
     accuracy["cpu_seconds"] = round(time.process_time() - started, 1)
     show(accuracy)
     if options.half == 1:

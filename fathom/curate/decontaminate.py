@@ -147,7 +147,7 @@ class Index:
         self.grams: defaultdict[str, list[int]] = defaultdict(list)
         self.long: defaultdict[str, list[int]] = defaultdict(list)
         for i, (known, band_row) in enumerate(
-            zip(self.known, bands(k.fingerprint.content.words for k in self.known).tolist(), strict=True)
+            zip(self.known, bands(k.fingerprint.content for k in self.known).tolist(), strict=True)
         ):
             self._add(i, known, band_row)
 
@@ -166,7 +166,7 @@ class Index:
     def scan(self, problems: list[Problem]) -> Scan:
         """Compare a chunk of training problems with every benchmark."""
         prints = [Fingerprint.of(problem) for problem in problems]
-        band_rows = bands(this.content.words for this in prints).tolist()
+        band_rows = bands(this.content for this in prints).tolist()
         long_grams: Counter[str] = Counter()
         hits = []
         for this, band_row in zip(prints, band_rows, strict=True):

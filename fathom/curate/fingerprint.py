@@ -19,20 +19,25 @@ CONTAINED, CONTAINED_CONFIRMED = 0.75, 0.6
 """Least share of the shorter text's words that the longer one must hold; the second at equal numbers, 3 or more."""
 ADDED_NUMBERS = 2
 """Most numbers that a label or a line in front may add: "Problem 12 (5 points)"."""
-TELLING = 8
+TELLING = 6
 """Least words and numbers in common, together, where the longer text has numbers of its own."""
 
 
 class Content(NamedTuple):
     """What is compared of one problem when the texts differ.
 
-    words: distinct content words, commands and operators. numbers: all of them, sorted. gold: the
-    answer in its plainest form, or None. The elements are texts, or hashes of them.
+    words: distinct content words and commands. symbols: distinct variables and operators. numbers: all
+    of them, sorted. gold: the answer in its plainest form, or None. The elements are texts, or hashes of them.
     """
 
     words: frozenset[Any]
+    symbols: frozenset[Any]
     numbers: tuple[Any, ...]
     gold: Any
+
+    @property
+    def size(self) -> int:
+        return len(self.words) + len(self.symbols)
 
 
 class Near(NamedTuple):
@@ -54,7 +59,8 @@ class Fingerprint:
     def of(cls, problem: Problem) -> Fingerprint:
         asked = text.full_text(problem)
         found = text.tokens(asked)
-        return cls(asked, found, Content(text.content(found), text.numbers(found), text.same_gold(problem.gold)))
+        gold = text.same_gold(problem.gold)
+        return cls(asked, found, Content(text.words(found), text.symbols(found), text.numbers(found), gold))
 
     @property
     def plain(self) -> str:
@@ -78,19 +84,20 @@ def near(a: Content, b: Content, similarity: float, same_gold: bool = True) -> N
     same_gold: whether different golds make different problems; where not (a leak stays one when its
     answer is written otherwise, or wrong), equal numbers ask for `UNKNOWN_GOLD_SIMILARITY`.
     """
-    shared = len(a.words & b.words)
+    shared_words = len(a.words & b.words)
+    shared = shared_words + len(a.symbols & b.symbols)
     if a.numbers == b.numbers and (a.gold == b.gold or (similarity and not same_gold)):
-        jaccard = shared / (len(a.words) + len(b.words) - shared) if a.words or b.words else 1.0
+        jaccard = shared / (a.size + b.size - shared) if a.size or b.size else 1.0
         confirmed = a.gold == b.gold is not None
         if jaccard >= (similarity if confirmed else max(similarity, UNKNOWN_GOLD_SIMILARITY)):
             return Near("similar", jaccard)
     if not similarity or a.gold is None or a.gold != b.gold:
         return None
-    held = shared / max(1, min(len(a.words), len(b.words)))
+    held = shared / max(1, min(a.size, b.size))
     fewer, more = sorted((set(a.numbers), set(b.numbers)), key=len)
     if a.numbers == b.numbers:
         confirmed = held >= (CONTAINED_CONFIRMED if len(fewer) >= 3 else CONTAINED) and bool(fewer)
     else:
         added = len(more - fewer) if fewer <= more else ADDED_NUMBERS + 1
-        confirmed = held >= CONTAINED and added <= ADDED_NUMBERS and shared + len(fewer) >= TELLING
+        confirmed = held >= CONTAINED and added <= ADDED_NUMBERS and shared_words + len(fewer) >= TELLING
     return Near("contained", held) if confirmed else None

@@ -38,9 +38,10 @@ def mix(*keys: np.ndarray) -> np.ndarray:
     return mixed
 
 
-def bands(word_sets: Iterable[frozenset[str]]) -> np.ndarray:
-    """MinHash bands of sets of words: uint64[sets, BANDS]; those of different bands never meet."""
-    digests = RMinHash.digests_from_token_sets([sorted(words) for words in word_sets], BANDS * ROWS, 0)
+def bands(contents: Iterable[Content]) -> np.ndarray:
+    """MinHash bands of words and symbols: uint64[contents, BANDS]; those of different bands never meet."""
+    tokens = [sorted(content.words | content.symbols) for content in contents]
+    digests = RMinHash.digests_from_token_sets(tokens, BANDS * ROWS, 0)
     values = np.array(digests, np.uint64).reshape(-1, BANDS, ROWS)
     return mix(np.arange(BANDS, dtype=np.uint64), *np.moveaxis(values, 2, 0))
 
@@ -94,15 +95,17 @@ class Sketches:
     block: np.ndarray
     bands: np.ndarray
     words: Ragged
+    symbols: Ragged
     numbers: Ragged
 
     def content(self, row: int) -> Content:
-        return Content(frozenset(self.words[row]), tuple(self.numbers[row]), int(self.gold[row]) or None)
+        words, symbols = frozenset(self.words[row]), frozenset(self.symbols[row])
+        return Content(words, symbols, tuple(self.numbers[row]), int(self.gold[row]) or None)
 
     @classmethod
     def joined(cls, parts: list[Sketches]) -> Sketches:
         whole = {name: np.concatenate([getattr(p, name) for p in parts]) for name in ("text", "gold", "block", "bands")}
-        ragged = {name: Ragged.joined([getattr(p, name) for p in parts]) for name in ("words", "numbers")}
+        ragged = {name: Ragged.joined([getattr(p, name) for p in parts]) for name in ("words", "symbols", "numbers")}
         return cls(**whole, **ragged)
 
 
@@ -119,7 +122,8 @@ def sketch(problems: list[Problem]) -> Sketches:
         text=hashes(this.plain for this in prints),
         gold=gold,
         block=mix(gold, hashes(" ".join(c.numbers) for c in contents)),
-        bands=bands(c.words for c in contents),
+        bands=bands(contents),
         words=Ragged.of([c.words for c in contents]),
+        symbols=Ragged.of([c.symbols for c in contents]),
         numbers=Ragged.of([c.numbers for c in contents]),
     )

@@ -36,6 +36,7 @@ _TOKEN = re.compile(r"\d+(?:\.\d+)?|\\[a-z]+|[^\W\d_]+|[<>]=|[-+*/^=<>%!|()\[\]{
 _THOUSANDS = re.compile(r"[\s$\\-]*\d{1,3}(?:,\d{3})+(?:\.\d+)?[^\d)]*")
 _CAPITALS = re.compile(r"[A-Z][A-Za-z]+")
 _BRACKETS = frozenset("()[]{}")
+_NO_SYMBOLS = _BRACKETS | {"a"}
 _MASKS = dict.fromkeys("abcdefghijklmnopqrstuvwxyz", "@")
 _MASKS |= dict.fromkeys("he she".split(), "they") | dict.fromkeys("his her him hers".split(), "their")
 
@@ -82,9 +83,16 @@ def numbers(text_tokens: list[str]) -> tuple[str, ...]:
     return tuple(sorted(t for t in text_tokens if t[0].isdigit()))
 
 
-def content(text_tokens: list[str]) -> frozenset[str]:
-    """What carries content: words, LaTeX commands and operators; no numbers, no question frame ("what is the ...")."""
-    return frozenset(t for t in text_tokens if t not in _FRAME and t not in _BRACKETS and not t[0].isdigit())
+def words(text_tokens: list[str]) -> frozenset[str]:
+    """What says what a problem is about: words and LaTeX commands, no question frame ("what is the ...")."""
+    return frozenset(t for t in text_tokens if len(t) > 1 and (t[0].isalpha() or t[0] == "\\") and t not in _FRAME)
+
+
+def symbols(text_tokens: list[str]) -> frozenset[str]:
+    """Variables and operators: any two formulas share some."""
+    return frozenset(
+        t for t in text_tokens if t not in _NO_SYMBOLS and (len(t) == 1 or t in ("<=", ">=")) and not t.isdigit()
+    )
 
 
 def names(text: str) -> frozenset[str]:
