@@ -222,16 +222,19 @@ def json_lines(path: Path | str) -> Iterator[tuple[str, Any]]:
     read, a line that is not UTF-8, or one that is not JSON.
     """
     for number, line in _raw_lines(Path(path)):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg})") from None
-        yield where, value
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, parse_line(line, where)
+
+
+def parse_line(line: bytes, where: str) -> Any:
+    """The JSON value of one line. Raises InputError naming `where` when it is not UTF-8 or not JSON."""
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8 (byte {error.start + 1})") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg})") from None
 
 
 def _raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -61,7 +61,7 @@ def test_different_texts_stay_different(a, b):
 
 @pytest.mark.parametrize(("a", "b", "same"), [
     ("27", "27.0", True), (r"\frac{1}{2}", "0.5", True), ("$(2,251,252)$", "(2, 251, 252)", True),
-    ("1,000", "1000", True), ("3", "-3", False), ("1/3", "0.333", False), ("x", "y", False),
+    ("1,000", "1000", True), ("1,3", "13", False), ("3", "-3", False), ("1/3", "0.333", False), ("x", "y", False),
 ])  # fmt: skip
 def test_same_gold(a, b, same):
     assert (text.same_gold(a) == text.same_gold(b)) is same
@@ -98,7 +98,7 @@ def test_what_is_a_repeat(first, second, rule):
 def test_the_row_with_the_most_chains_stays_and_nothing_repeats_a_removed_row():
     rows = problems((WALK, "21"), (WALK.replace("Mia", "Ida"), "21"), (WALK.lower(), "21"), ("Else?", "1"))
     assert [(r.row, r.of) for r in find_repeats(rows, {}, 0.5)] == [(1, 0), (2, 0)]
-    assert [(r.row, r.of) for r in find_repeats(rows, {"p1": 3, "p2": 1}, 0.5)] == [(0, 1), (2, 1)]
+    assert [(r.row, r.of) for r in find_repeats(rows, {"p1": (0, 3), "p2": (0, 1)}, 0.5)] == [(0, 1), (2, 1)]
 
 
 def test_options_are_part_of_the_question():
@@ -140,7 +140,7 @@ def test_planted_duplicates_and_leaks_are_all_removed():
     assert len(kept) == len(unique)
     assert len({name(p) for p in rows} - kept) < 0.02 * len(rows), "12 + 9 against 9 + 12 and the like"
     rules = Rules(similarity=0.0, long_grams=False, coverage=None, template_tokens=None)
-    leaks = {m.problem.id for m in find_leaks(unique, [HeldOut("eval", evaluation, rules)])}
+    leaks = {unique[leak.row].id for leak in find_leaks(unique, [HeldOut("eval", evaluation, rules)])}
     clean = [p for p in unique if p.id not in leaks]
     assert not {name(p) for p in clean} & {name(p) for p in evaluation}
     planted_leaks = {p.id for p in unique if p.meta.get("planted", "").startswith("leak")}
@@ -167,9 +167,12 @@ AIME = Problem(
         (
             "Tea time! " + AIME.question.replace("Find the number of minutes", "How long, in hours, is what"),
             "3.4",
-            "13-gram",
+            "similar",
         ),
-        (AIME.question.replace("9", "8").replace("4", "5"), "17", "13-gram"),
+        (AIME.question.split(". ")[0] + ". How many cups does she drink in 5 weeks?", "35", "13-gram"),
+        (AIME.question.replace("9", "8").replace("4", "5"), "17", "twin"),
+        (AIME.question.replace("9", "8").replace("4", "5").replace("Aya", "Bo").replace("$s$", "$v$"), "17", "twin"),
+        ("Problem 7 (5 points). " + AIME.question, "204", "contained"),
         (
             "Let the ratio be m/n where m and n are relatively prime positive integers. Find it for 9 and 4.",
             "9/4",
@@ -180,28 +183,34 @@ AIME = Problem(
 )
 def test_what_a_benchmark_recognises(question, gold, rule):
     stock = [Problem(f"s{i}", f"Given {i}, {AIME.question[-80:]}", str(i)) for i in range(6)]
-    found = list(find_leaks([Problem("t", question, gold), *stock], [HeldOut("aime", [AIME], Rules())]))
-    assert [m.rule for m in found if m.problem.id == "t"] == ([] if rule is None else [rule])
-    for match in found:
-        assert match.row()["other"] == "aime/1" and match.row()["text"] and match.row()["other_text"] == AIME.question
+    rows = [Problem("t", question, gold), *stock]
+    found = find_leaks(rows, [HeldOut("aime", [AIME], Rules())])
+    assert [leak.best.rule for leak in found if leak.row == 0] == ([] if rule is None else [rule])
+    for leak in found:
+        told = leak.removed(rows[leak.row])
+        assert (told["other"], told["other_text"]) == ("aime/1", AIME.question)
+        assert (told["id"], told["text"]) == (rows[leak.row].id, rows[leak.row].question)
 
 
 @pytest.mark.parametrize(("off", "left"), [
-    ({"long_grams": False}, "coverage"),
-    ({"long_grams": False, "coverage": None}, "template"),
-    ({"long_grams": False, "coverage": None, "template_tokens": None}, None),
-    ({"long_grams": False, "coverage": None, "template_tokens": 500}, None),
+    ({}, "twin"),
+    ({"twin": 1.0}, "coverage"),
+    ({"template_tokens": 500}, "coverage"),
+    ({"template_tokens": None}, "coverage"),
+    ({"template_tokens": None, "coverage": None}, "13-gram"),
+    ({"template_tokens": None, "coverage": None, "long_grams": False}, None),
 ])  # fmt: skip
 def test_each_rule_can_be_switched_off(off, left):
-    template = Problem("t", AIME.question.replace("9", "7").replace("4", "3"), "1")
-    found = list(find_leaks([template], [HeldOut("aime", [AIME], Rules(**off))]))
-    assert [m.rule for m in found] == ([left] if left else [])
+    nearly = Problem("t", AIME.question.replace("9", "7").replace("4", "3").replace("Find", "Guess"), "1")
+    found = find_leaks([nearly], [HeldOut("aime", [AIME], Rules(**off))])
+    assert [leak.best.rule for leak in found] == ([left] if left else [])
 
 
-def test_the_plainest_rule_names_the_benchmark():
+def test_the_plainest_rule_comes_first_and_every_benchmark_is_named():
     near = Problem("b/2", AIME.question.replace("9", "7"), "204")
-    found = list(find_leaks([AIME], [HeldOut("near", [near], Rules()), HeldOut("same", [AIME], Rules())]))
-    assert [(m.benchmark, m.rule) for m in found] == [("same", "exact")]
+    (leak,) = find_leaks([AIME], [HeldOut("near", [near], Rules()), HeldOut("same", [AIME], Rules())])
+    assert [(m.benchmark, m.rule) for m in leak.matches] == [("same", "exact"), ("near", "twin")]
+    assert leak.removed(AIME)["also"] == ["near"]
 
 
 # ------------------------------------------------------------------------------ solve rates

@@ -43,7 +43,13 @@ def finish(
     op: str, out: Path, kept: list[Problem], funnel: list[list[object]], found: dict[str, Any]
 ) -> dict[str, Any]:
     """Write the problems and return the metrics. Raises InputError, with the funnel, when none is left."""
+    told = metrics(op, len(kept), funnel, found)
+    write_jsonl(out / "problems.jsonl", kept)
+    return told
+
+
+def metrics(op: str, kept: int, funnel: list[list[object]], found: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of an op that kept so many problems. Raises InputError, with the funnel, when none is left."""
     if not kept:
         raise InputError(f"{op}: no problem left: " + ", ".join(f"{label} {count}" for label, count in funnel))
-    write_jsonl(out / "problems.jsonl", kept)
-    return {"problems": len(kept), **found, "funnel": funnel}
+    return {"problems": kept, **found, "funnel": funnel}
