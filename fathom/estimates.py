@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fathom import physics
+from fathom.bands import Prior, expected_chains
 from fathom.config import load_object, stage_inputs
 from fathom.ledger import dollars
 from fathom.physics import NONE, ModelShape, Range
@@ -61,6 +62,9 @@ CALL_SECONDS = Range(2, 8, 30)
 
 PROMPT_TOKENS = Range(100, 250, 500)
 """Prompt tokens of one problem with its template. Assumption."""
+
+SOLVE_RATES = (Prior(0.2, 0.2), Prior(0.3, 0.3), Prior(1, 1))
+"""How a model's solve rates may be spread: most problems nearly always or hardly ever solved, or all rates alike. Assumption."""
 
 START_SECONDS = {"gpu": Range(60, 120, 300), "cpu": Range(1, 3, 8)}
 """Loading a model and starting its engine. Assumption for the GPU; measured on 2 CPU cores for tiny models."""
@@ -210,8 +214,11 @@ def annotate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     cap = config.sampling.max_tokens
-    made = _generate(config, inputs, setting, before.rows * config.samples, CORPUS_CHAIN * cap, cap)
-    return Estimate(made.seconds, before.rows, config.samples, made.tokens, made.peak_gib, made.api_usd, note=made.note)
+    samples = Range.exactly(config.samples)
+    if config.until:
+        samples = Range(*sorted(expected_chains(config.until, config.samples, spread) for spread in SOLVE_RATES))
+    made = _generate(config, inputs, setting, before.rows * samples, CORPUS_CHAIN * cap, cap)
+    return Estimate(made.seconds, before.rows, samples.mid, made.tokens, made.peak_gib, made.api_usd, note=made.note)
 
 
 def evaluate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

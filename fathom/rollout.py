@@ -1,21 +1,24 @@
 """THE generate -> grade loop: n chains per problem, graded as they arrive, resumable.
 
 Solve rates, rejection sampling, evaluation and GRPO all call `roll_out`. It knows neither how
-text is made (an engine's business) nor what a right answer is (a grader's).
+text is made (an engine's business), nor what a right answer is (a grader's), nor when a problem has
+chains enough (`fathom.bands`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fathom import graders
+from fathom.bands import REFERENCE, Until, count_solved, fit_prior, open_counts, savings
 from fathom.chunks import digest, run_chunks, write_rows
 from fathom.config import Input, ModelInput, Operational, StageConfig
 from fathom.engines import Completion, Engine, EngineConfig, Request, open_engine
@@ -42,28 +45,60 @@ def roll_out(
     prompt: Prompt | None = None,
     system: str | None = None,
     allow_fewer: bool = False,
+    until: Until | None = None,
 ) -> list[Rollout]:
     """Sample `samples` chains of every problem and grade each as (problem, text, truncated).
 
     Returns rollouts in the order of `problems`, then by index; the verdict is None without `grade`.
     Every `chunk` problems are saved under `meter.scratch`, so a killed run repeats at most one
     chunk and ends with the same bytes. `allow_fewer` accepts an engine that has fewer chains.
+    `until` draws in waves and leaves a problem alone, before it has `samples` chains, once enough
+    bands are certain; the chains that are drawn are the same ones as without it.
     Raises WorkError when the engine skips, repeats or invents a chain.
     """
-    requests = [Request(key=p.id, messages=ask(p, prompt, system), samples=samples) for p in problems]
-    name = digest(engine.name, to_json(sampling), samples, chunk, *map(to_json, problems), *requests)
+    by_id = {p.id: p for p in problems}
+    messages = {p.id: ask(p, prompt, system) for p in problems}
 
-    def work(rows: Sequence[int]) -> list[Rollout]:
-        part = slice(rows[0], rows[-1] + 1)
-        done = _generate_and_grade(problems[part], requests[part], engine, sampling, grade)
-        _check_complete(done, requests[part], engine.name, allow_fewer)
-        if engine.device != "api":  # whose engine bills every call itself
-            usage = sum((Usage(r.prompt_tokens, r.tokens) for r in done), Usage())
-            meter.usage(engine.name, usage, engine.device)
-        return done
+    def draw(going: Mapping[str, int], more: int, size: int) -> list[Rollout]:
+        """Up to `more` further chains of each problem; `going` says from which index on."""
+        requests = [Request(key, messages[key], min(more, samples - first), first) for key, first in going.items()]
+        asked = [by_id[r.key] for r in requests]
+        name = digest(engine.name, to_json(sampling), samples, size, *map(to_json, asked), *requests)
 
-    folder = meter.scratch / f"rollouts-{name}"
-    return run_chunks(range(len(problems)), chunk, folder, work, Rollout, meter, note="problems")
+        def work(rows: Sequence[int]) -> list[Rollout]:
+            part = slice(rows[0], rows[-1] + 1)
+            done = _generate_and_grade(asked[part], requests[part], engine, sampling, grade)
+            _check_complete(done, requests[part], engine.name, allow_fewer)
+            if engine.device != "api":  # whose engine bills every call itself
+                usage = sum((Usage(r.prompt_tokens, r.tokens) for r in done), Usage())
+                meter.usage(engine.name, usage, engine.device)
+            return done
+
+        folder = meter.scratch / f"rollouts-{name}"
+        return run_chunks(range(len(asked)), size, folder, work, Rollout, meter, note="problems")
+
+    if until is None:
+        return draw(dict.fromkeys(by_id, 0), samples, chunk)
+    size = max(chunk, chunk * samples // until.wave)  # about as many chains at once as without waves
+    return _in_waves(list(by_id), until, samples, lambda going: draw(going, until.wave, size))
+
+
+def _in_waves(
+    ids: Sequence[str], until: Until, samples: int, draw: Callable[[Mapping[str, int]], list[Rollout]]
+) -> list[Rollout]:
+    """Waves of `draw` until enough bands are certain, or every problem that isn't has `samples` chains."""
+    done: list[Rollout] = []
+    first = dict.fromkeys(ids, 0)
+    going = list(ids)
+    while going:
+        done += draw({key: first[key] for key in going})
+        first.update((key, first[key] + until.wave) for key in going)
+        counts = count_solved(done, until.max_tokens)
+        times = Counter(counts.values())
+        unsure = open_counts(times, until, samples, fit_prior(times))
+        going = [key for key in ids if counts.get(key) in unsure and first[key] < samples]
+    order = {key: i for i, key in enumerate(ids)}
+    return sorted(done, key=lambda r: (order[r.problem_id], r.index))
 
 
 def _generate_and_grade(
@@ -77,6 +112,7 @@ def _generate_and_grade(
     by_id = {p.id: p for p in problems}
     order = {p.id: i for i, p in enumerate(problems)}
     with ThreadPoolExecutor(max_workers=1) as grading:
+        prompts = {r.key: digest(*map(to_json, r.messages)) for r in requests}
         pending = []
         for completion in engine.generate(requests, sampling):
             problem = by_id.get(completion.key)
@@ -85,11 +121,11 @@ def _generate_and_grade(
             truncated = completion.finish == "length"
             verdict = grading.submit(grade, problem, completion.text, truncated) if grade else None
             pending.append((completion, verdict))
-        done = [_rollout(c, engine.name, sampling, v.result() if v else None) for c, v in pending]
+        done = [_rollout(c, engine.name, sampling, prompts[c.key], v.result() if v else None) for c, v in pending]
     return sorted(done, key=lambda r: (order[r.problem_id], r.index))
 
 
-def _rollout(completion: Completion, model: str, sampling: Sampling, verdict: Verdict | None) -> Rollout:
+def _rollout(completion: Completion, model: str, sampling: Sampling, prompt: str, verdict: Verdict | None) -> Rollout:
     return Rollout(
         problem_id=completion.key,
         index=completion.index,
@@ -100,6 +136,7 @@ def _rollout(completion: Completion, model: str, sampling: Sampling, verdict: Ve
         prompt_tokens=completion.prompt_tokens,
         sampling=sampling,
         verdict=verdict,
+        meta={"prompt": prompt} if completion.usd is None else {"prompt": prompt, "usd": completion.usd},
     )
 
 
@@ -128,6 +165,8 @@ class SamplingConfig(StageConfig):
 class RolloutConfig(StageConfig):
     """`op: rollout`. prompt: a template's name, or `{file: mine.txt}` (by problem kind when absent).
 
+    until: draw in waves, no further where the solve rate's band is certain; `samples` is then the most of
+    any problem, and `chunk` counts as if each had them.
     grade: false keeps chains without verdicts, for a later grade stage. chunk: problems per
     saved piece of work.
     """
@@ -136,11 +175,20 @@ class RolloutConfig(StageConfig):
     model: ModelInput | None = None
     engine: EngineConfig
     samples: int = Field(8, ge=1)
+    until: Until | None = None
     sampling: SamplingConfig = SamplingConfig()
     prompt: Prompt | None = None
     system: str | None = None
     grade: bool = True
     chunk: Annotated[int, Operational] = Field(64, ge=1)
+
+    @model_validator(mode="after")
+    def _until_can_decide(self) -> RolloutConfig:
+        if self.until and not self.grade:
+            raise ValueError("until decides by verdicts, which grade: false leaves out")
+        if self.until and self.samples > REFERENCE:
+            raise ValueError(f"until draws at most {REFERENCE} chains of a problem, samples is {self.samples}")
+        return self
 
 
 def run_rollout(inputs: dict[str, Any], config: RolloutConfig, out: Path, meter: Meter) -> dict[str, Any]:
@@ -159,11 +207,13 @@ def run_rollout(inputs: dict[str, Any], config: RolloutConfig, out: Path, meter:
             prompt=config.prompt,
             system=config.system,
             allow_fewer=getattr(config.engine, "allow_fewer", False),
+            until=config.until,
         )
     finally:
         engine.close()
     write_jsonl(out / "rollouts.jsonl", rollouts)
-    return {"problems": len(problems), "model": engine.name, **summary(rollouts)}
+    waves = {"until": savings(rollouts, config.until)} if config.until else {}
+    return {"problems": len(problems), "model": engine.name, **summary(rollouts), **waves}
 
 
 def summary(rollouts: Sequence[Rollout]) -> dict[str, Any]:

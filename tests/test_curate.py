@@ -6,6 +6,7 @@ from math import comb
 
 import pytest
 
+from fathom.bands import Count, count_solved
 from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
 from fathom.curate.dedup import find_repeats
@@ -13,7 +14,7 @@ from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontamina
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.curate.ops.select import SelectConfig, run_select
 from fathom.curate.ops.solve_rate import SolveRateConfig, run_solve_rate
-from fathom.curate.solve_rate import Count, count_solved, posterior_interval
+from fathom.curate.solve_rate import posterior_interval
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, Problem, Rollout, Verdict, read_jsonl, write_jsonl

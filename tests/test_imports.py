@@ -21,7 +21,7 @@ LEVELS: list[set[str]] = [
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts"},
     {"ledger"},
-    {"chunks", "merge_config"},
+    {"chunks", "merge_config", "bands"},
     {"sources", "engines", "graders"},
     {"rollout", "annotate", "curate"},
     {"train", "evaluate", "serve", "report", "merge"},

@@ -7,12 +7,12 @@ from collections import Counter
 
 import pytest
 
+from fathom.bands import Window
 from fathom.config import validate
 from fathom.curate.examples import lineage, make_example, split_reasoning
 from fathom.curate.ops.mix import MixConfig, run_mix
 from fathom.curate.ops.select import SelectConfig, run_select
 from fathom.curate.select import (
-    Window,
     choose_chain,
     ordered,
     outside,

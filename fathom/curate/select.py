@@ -10,33 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
+from fathom.bands import Window
 from fathom.chunks import draw
-from fathom.config import StageConfig
 from fathom.records import Problem, Rollout
 
 ChainChoice = Literal["first", "shortest", "random"]
 Order = Literal["difficulty", "source", "none"]
-
-
-class Window(StageConfig):
-    """Bounds of a number: min and max include their value, above and below exclude it."""
-
-    min: float | None = None
-    max: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-    def holds(self, value: float) -> bool:
-        return (
-            (self.min is None or value >= self.min)
-            and (self.max is None or value <= self.max)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        signs = {"min": ">=", "above": ">", "max": "<=", "below": "<"}
-        return " and ".join(f"{s} {getattr(self, k):.4g}" for k, s in signs.items() if getattr(self, k) is not None)
 
 
 def in_window(name: Literal["solve_rate", "difficulty"], window: Window) -> Callable[[Problem], str | None]:

@@ -1,40 +1,18 @@
 """Solve rates: the fraction of a model's chains that reach the gold, with its uncertainty.
 
 The rate itself is the plain fraction that the published recipes select on; the interval is the
-posterior of that probability under a uniform prior, and says how little eight chains tell.
+posterior of that probability under a uniform prior, and says how little eight chains tell. It holds
+whatever rule ended the sampling; the fraction itself lies a little further from the nearest edge of a
+window where the sampling stopped for being clear of that edge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import comb
 
-from fathom.records import Problem, Rollout
-
-
-@dataclass(frozen=True)
-class Count:
-    """correct of `chains` usable chains of one problem."""
-
-    correct: int = 0
-    chains: int = 0
-
-
-def count_solved(rollouts: Iterable[Rollout], max_tokens: int | None = None) -> dict[str, Count]:
-    """Counts by problem id. A chain without a usable verdict (bad gold) does not count at all.
-
-    max_tokens: a longer chain counts as unsolved, as if it had been cut there; truncated chains are
-    unsolved by their own verdict.
-    """
-    counts: dict[str, Count] = {}
-    for r in rollouts:
-        if r.verdict is None or r.verdict.correct is None:
-            continue
-        solved = r.verdict.correct and (max_tokens is None or r.tokens <= max_tokens)
-        old = counts.get(r.problem_id, Count())
-        counts[r.problem_id] = Count(old.correct + solved, old.chains + 1)
-    return counts
+from fathom.bands import Count
+from fathom.records import Problem
 
 
 def posterior_interval(count: Count, level: float = 0.95) -> tuple[float, float]:
@@ -61,4 +39,4 @@ def with_solve_rate(problem: Problem, count: Count, level: float = 0.95) -> Prob
     """The problem with its solve rate; counts and interval stand in `meta.solve_rate`."""
     low, high = posterior_interval(count, level)
     about = {"correct": count.correct, "chains": count.chains, "low": low, "high": high}
-    return replace(problem, solve_rate=count.correct / count.chains, meta={**problem.meta, "solve_rate": about})
+    return replace(problem, solve_rate=count.rate, meta={**problem.meta, "solve_rate": about})

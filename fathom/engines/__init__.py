@@ -38,7 +38,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """One chain. text excludes the prompt and the end-of-turn token; tokens counts what was generated, the end token included."""
+    """One chain. text excludes the prompt and the end-of-turn token; tokens counts what was generated, the end token included.
+
+    usd: what this chain cost where it was a paid call; None where tokens have no price of their own.
+    """
 
     key: str
     index: int
@@ -48,6 +51,7 @@ class Completion:
     prompt_tokens: int = 0
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+    usd: float | None = None
 
 
 class Engine(Protocol):

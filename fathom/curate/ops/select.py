@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from fathom.bands import Window
 from fathom.chunks import write_rows
 from fathom.config import Input, StageConfig, suggest
 from fathom.curate import select
 from fathom.curate.examples import make_example
 from fathom.curate.funnel import Funnel, finish
-from fathom.curate.select import Window
 from fathom.errors import InputError
 from fathom.prompts import Prompt
 from fathom.records import Problem, Rollout, read_jsonl, read_problems, write_jsonl

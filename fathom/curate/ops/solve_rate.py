@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from fathom.bands import Count, count_solved
 from fathom.chunks import write_rows
 from fathom.config import Input, StageConfig
 from fathom.curate.funnel import Funnel, finish
-from fathom.curate.solve_rate import Count, count_solved, with_solve_rate
+from fathom.curate.solve_rate import with_solve_rate
 from fathom.records import Problem, Rollout, read_jsonl, read_problems
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def run_solve_rate(inputs: dict[str, Any], config: SolveRateConfig, out: Path, m
     rates = [p.solve_rate for p in measured]
     histogram = Counter(min(9, int(10 * r)) for r in rates)
     found = {
+        "chains_mean": round(sum(counts[p.id].chains for p in measured) / max(1, len(measured)), 3),
         "mean": round(sum(rates) / len(rates), 6) if rates else None,
         "histogram": {f"{i / 10:.1f}": histogram[i] for i in range(10)},
     }
