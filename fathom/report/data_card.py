@@ -184,7 +184,7 @@ def _decontaminated(stage: Stage) -> Sections:
     ]
     return [
         f"Stage {escape(stage.name)} compared {words.number(count['read'])} problems with every problem of "
-        f"{len(lines)} benchmarks, removed {words.number(count['removed'])} and kept {words.number(count['kept'])} "
+        f"{escape(' and '.join(b['name'] for b in certificate['benchmarks']))}, removed {words.number(count['removed'])} and kept {words.number(count['kept'])} "
         f"(SHA-256 of what it kept: `{certificate['kept_sha256']}`). The removed rows stand in its `{CERTIFICATE}` "
         f"(SHA-256 `{stage.manifest['files'][CERTIFICATE]['sha256']}`).",
         table(("benchmark", "problems", "recognised", "by rule", "SHA-256 of its rows"), lines),
