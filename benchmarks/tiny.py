@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def _clock() -> tuple[float, float]:
 
 def _train_fathom(contender: Contender, model_dir: Path, rows: list[EncodedExample]) -> tuple[list, float]:
     from fathom.train.loop import LoopConfig, optimizer_step
-    from fathom.train.model import load_model
+    from fathom.train.model import load_model, pack_logprobs
     from fathom.train.optimizer import MasterAdamW
     from fathom.train.sft import SftConfig, plan_sft
 
@@ -190,13 +191,14 @@ def _train_fathom(contender: Contender, model_dir: Path, rows: list[EncodedExamp
     method = plan_sft([], rows, settings, seed=0)
     config = LoopConfig(LEARNING_RATE, schedule="constant", warmup=0)
     model = load_model(model_dir, dtype=getattr(torch, contender["precision"]))
+    forward = partial(pack_logprobs, model)
     optimizer = MasterAdamW(model, config.betas, config.weight_decay)
     half = method.steps // 2
     for index in range(half):
-        optimizer_step(model, method, method.step(index), optimizer, config, index)
+        optimizer_step(forward, method, method.step(index), optimizer, config, index)
     start = _clock()
     log = [
-        optimizer_step(model, method, method.step(index), optimizer, config, index)
+        optimizer_step(forward, method, method.step(index), optimizer, config, index)
         for index in range(half, method.steps)
     ]
     end = _clock()

@@ -65,7 +65,8 @@ class Op:
     config: "module:ConfigClass" (a StageConfig). version: raised when the meaning of the output
     changes. preload: modules that take long to import (torch); where a stage names a model they are
     imported once for all of them.
-    estimate: "module:function" predicting its cost for `fathom plan`, or None.
+    estimate: "module:function" predicting its cost for `fathom plan`, or None. one_per_device: runs in
+    as many processes as the recipe's hardware counts devices, under torchrun.
     """
 
     target: str
@@ -73,6 +74,7 @@ class Op:
     version: int = 1
     preload: tuple[str, ...] = ()
     estimate: str | None = None
+    one_per_device: bool = False
 
     def config_class(self) -> type[StageConfig]:
         return load_object(self.config)

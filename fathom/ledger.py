@@ -175,7 +175,9 @@ class Ledger:
 
     # -------------------------------------------------------------------- paid calls
 
-    def reserve(self, key: str, stage: str, attempt: int, model: str, worst_usd: float, room_usd: float | None) -> str | None:
+    def reserve(
+        self, key: str, stage: str, attempt: int, model: str, worst_usd: float, room_usd: float | None
+    ) -> str | None:
         """Set a call's worst case aside before it leaves; returns the stored answer if it was paid before.
 
         key: hash of everything that determines the answer. room_usd: what the budget still allows
@@ -192,7 +194,9 @@ class Ledger:
                     "select coalesce(sum(cost_usd + unknown_usd + reserved_usd), 0) from calls"
                 ).fetchone()
                 if room_usd is not None and open_usd + worst_usd > room_usd:
-                    raise BudgetStop(f"{stage}: the next call to {model} could cost {dollars(worst_usd)}, which the budget does not allow")
+                    raise BudgetStop(
+                        f"{stage}: the next call to {model} could cost {dollars(worst_usd)}, which the budget does not allow"
+                    )
                 self._write(
                     "insert into calls (key, stage, attempt, model, state, reserved_usd, at)"
                     " values (:key, :stage, :attempt, :model, 'reserved', :usd, :now)"
@@ -377,7 +381,9 @@ class Meter:
             return None
         worst_usd = self._prices.tokens_usd(model, worst)
         if worst_usd is None:
-            raise InputError(f"{self._stage}: no price is known for {model!r}: add it to the price file before paying for it")
+            raise InputError(
+                f"{self._stage}: no price is known for {model!r}: add it to the price file before paying for it"
+            )
         with self._lock:
             room = None
             if self._budget is not None:

@@ -9,7 +9,7 @@ _ENGINE = (*_TRANSFORMERS, "fathom.engines.hf")
 _TRAINING = (*_TRANSFORMERS, "fathom.train.sft")
 
 
-def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = ()) -> Op:
+def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (), **more: bool) -> Op:
     module, _, function = target.partition(":")
     return Op(
         target=target,
@@ -17,6 +17,7 @@ def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (
         version=version,
         preload=preload,
         estimate=f"fathom.estimates:{function.removeprefix('run_')}",
+        **more,
     )
 
 
@@ -35,7 +36,7 @@ OPS: dict[str, Op] = {
     "tokenize": _op(
         "fathom.curate.tokenize:run_tokenize", "fathom.curate.tokenize_config:TokenizeConfig", preload=_TRANSFORMERS
     ),
-    "sft": _op("fathom.train.sft:run_sft", "fathom.train.config:SftConfig", preload=_TRAINING),
+    "sft": _op("fathom.train.sft:run_sft", "fathom.train.config:SftConfig", preload=_TRAINING, one_per_device=True),
     "merge": _op("fathom.merge:run_merge", "fathom.merge_config:MergeConfig", preload=_TRANSFORMERS),
     "evaluate": _op("fathom.evaluate.run:run_evaluate", "EvaluateConfig", preload=_ENGINE),
 }

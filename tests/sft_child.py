@@ -12,12 +12,13 @@ import torch
 
 import fathom.train.checkpoint
 import fathom.train.loop
+import fathom.train.state
 from fathom.ledger import Meter
 from fathom.train.sft import SftConfig, run_sft
 
 PLACES = {
     "step": (fathom.train.loop, "optimizer_step"),
-    "save": (fathom.train.loop, "save_file"),
+    "save": (fathom.train.state, "save_file"),
     "sync": (fathom.train.checkpoint, "sync"),
     "rename": (os, "rename"),
     "prune": (shutil, "rmtree"),

@@ -190,7 +190,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(stopped):
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_usable(undisturbed, stopped, monkeypatch):
-    real, calls = fathom.train.loop.save_file, []
+    real, calls = fathom.train.state.save_file, []
 
     def full_at_second_checkpoint(tensors, path):
         calls.append(path)
@@ -199,13 +199,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_usable(undisturbed, stopped, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(fathom.train.loop, "save_file", full_at_second_checkpoint)
+    monkeypatch.setattr(fathom.train.state, "save_file", full_at_second_checkpoint)
     with pytest.raises(InputError, match=r"step-12.*disk full"):
         run(stopped, SETTINGS)
     checkpoints = Checkpoints(stopped / "scratch/ckpt")
     assert checkpoints.steps() == [9, 7]
     assert [path.name for path in checkpoints.directory.iterdir() if path.suffix == ".tmp"] == []
-    monkeypatch.setattr(fathom.train.loop, "save_file", real)
+    monkeypatch.setattr(fathom.train.state, "save_file", real)
     run(stopped, SETTINGS)
     assert hashes(stopped / "out") == undisturbed[1]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,18 +18,19 @@ from fathom.tokens import load_tokenizer
 from fathom.train import preflight
 from fathom.train.attention import Documents
 from fathom.train.config import SftConfig
-from fathom.train.model import load_model
+from fathom.train.model import load_model, pack_logprobs
 from fathom.train.sft import encode_row, read_examples, run_sft
 
 
 @pytest.fixture
 def prepared(tmp_path):
-    """(model, tokenizer, model_dir, examples, rows) of a small run."""
+    """(forward, precision, tokenizer, model_dir, examples, rows) of a small run."""
     write_work(work := tmp_path / "work")
     model_dir, source = work / "model", work / "examples.jsonl"
     tokenizer = load_tokenizer(model_dir)
     examples = read_examples(source, "shuffled")
-    return load_model(model_dir), tokenizer, model_dir, examples, [encode_row(tokenizer, e, source) for e in examples]
+    rows = [encode_row(tokenizer, example, source) for example in examples]
+    return partial(pack_logprobs, load_model(model_dir)), torch.float32, tokenizer, model_dir, examples, rows
 
 
 def test_sound_rows_pass_and_are_counted(prepared):
@@ -73,20 +75,23 @@ def test_another_template_at_generation_stops_the_run(prepared, monkeypatch):
 
 
 def test_rows_that_fill_a_pack_alone_are_compared_too(prepared):
-    model, *_, rows = prepared
+    forward, precision, *_, rows = prepared
     alone = preflight.choose(rows, pack_tokens=1)
     assert [row.id for row in alone] == [min(rows, key=lambda row: (len(row.ids), row.id)).id]
-    assert preflight.certify(model, alone) == (0.0, 0.0)
+    assert preflight.certify(forward, precision, alone) == (0.0, 0.0)
 
 
 def test_bfloat16_passes_within_its_own_rounding(prepared):
-    _, *rest = prepared
-    model = load_model(rest[1], dtype=torch.bfloat16)
-    assert preflight.check(model, *rest, pack_tokens=4096).packed_gap < preflight.TOLERANCE[torch.bfloat16]
+    _, _, *rest = prepared
+    forward = partial(pack_logprobs, load_model(rest[1], dtype=torch.bfloat16))
+    assert (
+        preflight.check(forward, torch.bfloat16, *rest, pack_tokens=4096).packed_gap
+        < preflight.TOLERANCE[torch.bfloat16]
+    )
 
 
 def test_the_look_shows_what_is_trained(prepared):
-    _, tokenizer, _, examples, rows = prepared
+    *_, tokenizer, _, examples, rows = prepared
     segments = preflight.look(tokenizer, rows[:2])
     trained = [text for text, style in segments if style == "trained"]
     assert trained[0] == tokenizer.decode(rows[0].ids[rows[0].prompt_tokens :])

@@ -205,6 +205,7 @@ class _Run:
             "target": stage.op.target,
             "config_class": stage.op.config,
             "config": stage.config.model_dump(mode="json"),
+            "processes": hardware.count if stage.op.one_per_device else 1,
             "preload": stage.op.preload if any(kind == "model" for _, kind, _ in stage_inputs(stage.config)) else (),
             "artifacts": {name: str(self.artifacts / name) for name in stage.inputs},
             "models": {name: self.recipe.file.models[name] for name in stage.models},

@@ -45,11 +45,14 @@ def die_with_parent(parent: int) -> None:
 class Events:
     """JSON lines to the runner; only one process at a time writes them."""
 
-    def __init__(self, descriptor: int):
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, longest_error: int | None = None):
+        """longest_error: characters of an error message that are sent, from its end."""
+        self._descriptor, self._longest_error = descriptor, longest_error
         self._last = 0.0
 
     def send(self, **event: Any) -> None:
+        if self._longest_error and "error" in event:
+            event["error"]["message"] = event["error"]["message"][-self._longest_error :]
         line = (json.dumps(event) + "\n").encode()
         while line:
             line = line[os.write(self._descriptor, line) :]
@@ -83,12 +86,21 @@ def serve(events: Events) -> None:
 
 
 def run_job(job: dict[str, Any], events: Events) -> int:
-    """Run one stage and report its metrics or its error; returns the exit status of its process."""
+    """Run one stage, in this process or in several; returns the exit status of this one."""
+    _redirect_output(Path(job["log"]))
+    if job["processes"] > 1:
+        from fathom.recipe.ranks import run_ranks
+
+        return run_ranks(job, events)
+    return attempt_job(job, events)
+
+
+def attempt_job(job: dict[str, Any], events: Events, billed: bool = True) -> int:
+    """Run a stage here and report its metrics or its error; returns the exit status. billed: writes to the ledger."""
     try:
-        _redirect_output(Path(job["log"]))
         for target in job["setup"]:
             load_object(target)()
-        events.send(metrics=_run_stage(job, events))
+        events.send(metrics=_run_stage(job, events, billed))
         return 0
     except FathomError as error:
         failure = {"kind": type(error).__name__, "message": " ".join(str(error).split())}
@@ -109,7 +121,7 @@ def _bug(error: Exception) -> dict[str, str]:
     return {"kind": "bug", "message": "".join(traceback.format_exception(error))}
 
 
-def _run_stage(job: dict[str, Any], events: Events) -> dict[str, Any]:
+def _run_stage(job: dict[str, Any], events: Events, billed: bool) -> dict[str, Any]:
     config = validate(load_object(job["config_class"]), job["config"], f"stage {job['stage']!r}")
 
     def resolve(kind: str, name: str) -> Path:
@@ -121,16 +133,15 @@ def _run_stage(job: dict[str, Any], events: Events) -> dict[str, Any]:
         return locate(job["models"][name], f"models.{name}")
 
     inputs = map_inputs(config, resolve)
-    ledger = Ledger(Path(job["ledger"]))
     meter = Meter(
         Path(job["scratch"]),
         job["seed"],
         stage=job["stage"],
-        ledger=ledger,
+        ledger=Ledger(Path(job["ledger"])) if billed else None,
         attempt=job["attempt"],
         began=job["began"],
         usd_per_second=job["usd_per_second"],
-        budget_usd=job["budget_usd"],
+        budget_usd=job["budget_usd"] if billed else None,
         prices=Prices.model_validate(job["prices"]),
         on_progress=events.progress,
         on_show=lambda segments: events.send(show=[list(piece) for piece in segments]),

@@ -182,11 +182,12 @@ def _decontaminated(stage: Stage) -> Sections:
         (b["name"], words.number(b["problems"]), words.number(b["removed"]), _told(b["by_rule"]), b["sha256"][:16])
         for b in certificate["benchmarks"]
     ]
+    names = escape(" and ".join(b["name"] for b in certificate["benchmarks"]))
+    file_hash = stage.manifest["files"][CERTIFICATE]["sha256"]
     return [
-        f"Stage {escape(stage.name)} compared {words.number(count['read'])} problems with every problem of "
-        f"{len(lines)} benchmarks, removed {words.number(count['removed'])} and kept {words.number(count['kept'])} "
-        f"(SHA-256 of what it kept: `{certificate['kept_sha256']}`). The removed rows stand in its `{CERTIFICATE}` "
-        f"(SHA-256 `{stage.manifest['files'][CERTIFICATE]['sha256']}`).",
+        f"Stage {escape(stage.name)} compared {words.number(count['read'])} problems with every problem of {names}, "
+        f"removed {words.number(count['removed'])} and kept {words.number(count['kept'])} (SHA-256 of what it kept: "
+        f"`{certificate['kept_sha256']}`). The removed rows stand in its `{CERTIFICATE}` (SHA-256 `{file_hash}`).",
         table(("benchmark", "problems", "recognised", "by rule", "SHA-256 of its rows"), lines),
     ]
 

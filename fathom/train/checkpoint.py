@@ -33,20 +33,37 @@ class Checkpoints:
         self.say = say
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Have `write` fill a new directory, seal it, and keep the newest `keep` up to it.
-
-        Others go only after the new one was read back and verified (a later one can only be a
-        damaged one that was not used). Raises InputError when the disk is full or unwritable; what
+        """Have `write` fill a new directory, and seal it. Raises InputError when the disk is full or unwritable; what
         was there before stays usable.
         """
-        final, temporary = self._path(step), self.directory / f"step-{step}.tmp"
-        with disk_errors(final):
-            for leftover in (temporary, final):
+        temporary = self.begin(step)
+        try:
+            with disk_errors(self._path(step)):
+                write(temporary)
+        except Exception:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return self.seal(step)
+
+    def begin(self, step: int) -> Path:
+        """An empty directory to fill; what an earlier attempt at this step left goes."""
+        temporary = self._temporary(step)
+        with disk_errors(temporary):
+            for leftover in (temporary, self._path(step)):
                 if leftover.exists():
                     shutil.rmtree(leftover)
             temporary.mkdir(parents=True)
+        return temporary
+
+    def seal(self, step: int) -> Path:
+        """Make what was written the checkpoint of this step, and keep the newest `keep` up to it.
+
+        Others go only after the new one was read back and verified (a later one can only be a
+        damaged one that was not used).
+        """
+        final, temporary = self._path(step), self._temporary(step)
+        with disk_errors(final):
             try:
-                write(temporary)
                 _seal(temporary)
             except OSError:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -82,6 +99,9 @@ class Checkpoints:
             return []
         found = (STEP.fullmatch(path.name) for path in self.directory.iterdir())
         return sorted((int(match[1]) for match in found if match), reverse=True)
+
+    def _temporary(self, step: int) -> Path:
+        return self.directory / f"step-{step}.tmp"
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step}"

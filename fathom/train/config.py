@@ -21,11 +21,26 @@ class TrackingConfig(StageConfig):
     directory: str = "tracking"
 
 
+class OptimizerConfig(StageConfig):
+    """How AdamW's memory is stored; the arithmetic is float32 throughout.
+
+    states: of both moments; int8 keeps them in 8 bits with one scale for every 256 values.
+    master: the exact weight beside a bfloat16 one. float32: a copy, with its gradient in float32 too. split: the
+    low half of the float32 bits, so that weight and half together are that float32. stochastic:
+    none; updates are rounded up or down at random, and right on average.
+    Bytes per parameter in bfloat16 with weight and gradient: 18 and 14 (float32 moments with float32 or split), 8 and 6
+    (int8 with split or stochastic). A model that computes in float32 is its own master.
+    """
+
+    states: Literal["float32", "int8"] = "float32"
+    master: Literal["float32", "split", "stochastic"] = "float32"
+
+
 class SftConfig(StageConfig):
     """The `sft` op. A step is `batch_size` examples or at most `batch_tokens` tokens (give one).
 
     warmup: fraction of an iteration. max_length: longer rows are set aside and counted, never cut.
-    precision: of the forward and backward pass; master weights, gradients and moments are float32.
+    precision: of the forward and backward pass; `optimizer` says how the exact weights and the moments are stored.
     pack_tokens: tokens of one forward pass; memory grows with it, the result does not depend on it.
     """
 
@@ -41,6 +56,7 @@ class SftConfig(StageConfig):
     batch_tokens: int | None = Field(None, ge=1)
     max_length: int = Field(16384, ge=2)
     precision: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerConfig = OptimizerConfig()
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0)
     pack_tokens: Annotated[int, Operational, Field(ge=1)] = 4096
@@ -51,4 +67,12 @@ class SftConfig(StageConfig):
     def _one_batch_size(self) -> SftConfig:
         if (self.batch_size is None) == (self.batch_tokens is None):
             raise ValueError("give either batch_size or batch_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits_precision(self) -> SftConfig:
+        if self.precision == "float32" and self.optimizer.master != "float32":
+            raise ValueError(f"optimizer.master {self.optimizer.master} is for precision bfloat16; float32 needs none")
+        if self.precision == "bfloat16" and (self.optimizer.states, self.optimizer.master) == ("int8", "float32"):
+            raise ValueError("optimizer.states int8 goes with master split (as exact, two bytes less) or stochastic")
         return self

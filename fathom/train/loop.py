@@ -9,28 +9,25 @@ It does not read data, build models or decide what is trained.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import signal
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 
-from fathom.errors import BudgetStop, InputError, WorkError
+from fathom.errors import BudgetStop, WorkError
 from fathom.ledger import Meter
 from fathom.train.batch import Pack
 from fathom.train.checkpoint import Checkpoints
-from fathom.train.model import pack_logprobs
-from fathom.train.optimizer import MasterAdamW
+from fathom.train.config import OptimizerConfig
+from fathom.train.optimizer import Optimizer, open_optimizer
+from fathom.train.parallel import Forward, World, shard, whole
+from fathom.train.state import Saver, require_space, resume
 from fathom.train.watch import Watch
-from fathom.weights import os_errors
 
 EXIT_STOPPED = 75
 """Exit code after a checkpoint on SIGTERM or SIGUSR1 (EX_TEMPFAIL: run the same command again)."""
@@ -69,8 +66,8 @@ class LoopConfig:
     """How steps are taken.
 
     warmup: fraction of a cycle. clip: largest gradient norm, None for no clipping. weight_decay:
-    on matrices, not on norms and biases. spike: stop when the loss exceeds this many times the
-    median of the last 32, plus one nat. checkpoint_every: steps.
+    on matrices, not on norms and biases. optimizer: how its state is stored. spike: stop when the
+    loss exceeds this many times the median of the last 32, plus one nat. checkpoint_every: steps.
     """
 
     learning_rate: float
@@ -79,6 +76,7 @@ class LoopConfig:
     weight_decay: float = 0.0
     clip: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     spike: float = 4.0
     checkpoint_every: int = 100
     seed: int = 0
@@ -90,7 +88,7 @@ LogRow = dict[str, Any]
 
 @dataclass(frozen=True)
 class Trained:
-    """weights: the float32 master weights by parameter name. log: one row per step."""
+    """weights: of the optimizer by parameter name, float32 where it keeps them so. log: one row per step."""
 
     weights: dict[str, torch.Tensor]
     log: list[LogRow]
@@ -104,62 +102,82 @@ def train(
     meter: Meter,
     identity: Mapping[str, Any],
     watch: Watch | None = None,
+    world: World | None = None,
+    forward: Forward | None = None,
 ) -> Trained:
     """Train `model` in place to the last step of `method`.
 
     Resumes from the newest checkpoint that verifies. identity: what the run is made of (settings,
     data, base model); a checkpoint with another identity is refused with the difference. watch: who
-    measures it, by default a plain one.
+    measures it, by default a plain one. world: who trains it together, by default this process
+    alone; `forward` runs a pack through the model that `shard` has shared.
     Checkpoints and raises SystemExit(75) on SIGTERM, re-raises BudgetStop after a checkpoint, and
     raises WorkError on a loss that is not finite or spikes (the last checkpoint stays).
     """
-    optimizer = MasterAdamW(model, config.betas, config.weight_decay)
-    log = resume(optimizer, checkpoints, identity)
+    world = world or World()
+    forward = forward or shard(model, world, model.dtype)
+    optimizer = open_optimizer(model, config.optimizer, config.betas, config.weight_decay, config.seed)
+    log = resume(optimizer, checkpoints, identity, world)
     require_space(optimizer, checkpoints)
-    save = _saver(optimizer, checkpoints, meter, identity, log)
+    saver = Saver(optimizer, checkpoints, meter, identity, log, world)
     watch = watch or Watch(None, meter)
     with stop_requests() as stopping:
         for index in range(len(log), method.steps):
             try:
-                meter.check()
+                world.told_by_first(meter.check)
             except BudgetStop:
-                save()
+                saver.save()
+                saver.finish()
                 raise
             torch.manual_seed(config.seed * 1_000_003 + index)
             step = method.step(index)
-            log.append(optimizer_step(model, method, step, optimizer, config, index))
+            log.append(optimizer_step(forward, method, step, optimizer, config, index, world))
             refuse_spike(log, config, checkpoints)
             lengths = [length for pack in step.packs for length in pack.lengths]
             meter.progress(index + 1, method.steps, watch.step(log[-1], lengths, method.steps))
-            stopped = bool(stopping)
+            stopped = world.any(bool(stopping))
             if stopped or (index + 1) % config.checkpoint_every == 0 or index + 1 == method.steps:
-                save()
+                saver.save()
             if stopped and index + 1 < method.steps:
+                saver.finish()
                 raise SystemExit(EXIT_STOPPED)
+    saver.finish()
     watch.close()
-    return Trained(optimizer.weights(), log)
+    return Trained({name: whole(weight) for name, weight in optimizer.weights().items()}, log)
 
 
 def optimizer_step(
-    model: torch.nn.Module, method: Method, step: Step, optimizer: MasterAdamW, config: LoopConfig, index: int
+    forward: Forward,
+    method: Method,
+    step: Step,
+    optimizer: Optimizer,
+    config: LoopConfig,
+    index: int,
+    world: World | None = None,
 ) -> LogRow:
     """Take step `index`: accumulate the gradients of its packs, clip, update; no update where they are not finite."""
+    world = world or World()
     place, length = method.cycle(index)
     if place == 0:
         optimizer.forget_moments()
-    total = 0.0
-    for pack in step.packs:
-        loss = method.loss(pack_logprobs(model, pack), pack) / step.normalizer
+    losses = []
+    for pack in world.mine(step.packs):
+        loss = method.loss(forward(pack), pack) / step.normalizer
         loss.backward()
         optimizer.accumulate()
-        total += loss.item()
+        losses.append(loss.detach())
     norm = optimizer.clip(config.clip)
     rate = learning_rate(config, place, length)
-    if math.isfinite(total) and math.isfinite(norm):
-        optimizer.step(rate)
+    optimizer.step(rate)
     optimizer.drop_gradients()
-    trained = sum(len(pack.targets_N) for pack in step.packs)
-    return {"step": index + 1, "epoch": step.epoch, "loss": total, "lr": rate, "grad_norm": norm, "tokens": trained}
+    return {
+        "step": index + 1,
+        "epoch": step.epoch,
+        "loss": world.total(sum(loss.item() for loss in losses)),  # here, and not before, the host waits for the device
+        "lr": rate,
+        "grad_norm": whole(norm).item(),
+        "tokens": sum(len(pack.targets_N) for pack in step.packs),
+    }
 
 
 def learning_rate(config: LoopConfig, place: int, length: int) -> float:
@@ -180,56 +198,13 @@ def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpo
     row = log[-1]
     recent = [earlier["loss"] for earlier in log[-SPIKE_WINDOW - 1 : -1]]
     limit = config.spike * statistics.median(recent) + 1.0 if len(recent) == SPIKE_WINDOW else math.inf
-    if math.isfinite(row["grad_norm"]) and row["loss"] <= limit:
+    if math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"]) and row["loss"] <= limit:
         return
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step-{saved[0]}" if saved else "no checkpoint was saved yet"
     raise WorkError(
         f"step {row['step']}: loss {row['loss']:.4g}, gradient norm {row['grad_norm']:.4g}; stopped, {last}"
     )
-
-
-def require_space(optimizer: MasterAdamW, checkpoints: Checkpoints) -> None:
-    """Raise InputError when the disk can't hold two checkpoints (weights and two moments each)."""
-    checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    need = 2 * 3 * sum(w.numel() * w.element_size() for w in optimizer.weights().values())
-    free = shutil.disk_usage(checkpoints.directory).free
-    if free < need:
-        raise InputError(f"{checkpoints.directory}: two checkpoints need {need:,} bytes and {free:,} are free")
-
-
-def resume(optimizer: MasterAdamW, checkpoints: Checkpoints, identity: Mapping[str, Any]) -> list[LogRow]:
-    """Load the newest checkpoint that verifies; return its log ([] when there never was one)."""
-    found = checkpoints.newest()
-    if found is None:
-        return []
-    state = json.loads((found / "state.json").read_text(encoding="utf-8"))
-    then, now = state["identity"], json.loads(json.dumps(identity))
-    if changed := sorted(key for key in {*now, *then} if now.get(key) != then.get(key)):
-        what = ", ".join(f"{key} was {then.get(key)!r} and is {now.get(key)!r}" for key in changed)
-        raise InputError(f"{found}: made by another run ({what}); remove {checkpoints.directory} to start over")
-    optimizer.load(load_file(found / "weights.safetensors"), load_file(found / "optimizer.safetensors"))
-    return state["log"]
-
-
-def _saver(
-    optimizer: MasterAdamW, checkpoints: Checkpoints, meter: Meter, identity: Mapping[str, Any], log: Sequence[LogRow]
-) -> Callable[[], None]:
-    """A function that checkpoints the present state, unless that was done already."""
-
-    def write(directory: Path) -> None:
-        with os_errors(directory):
-            save_file(optimizer.weights(), directory / "weights.safetensors")
-            save_file(optimizer.moments(), directory / "optimizer.safetensors")
-        state = {"step": len(log), "identity": dict(identity), "log": list(log)}
-        (directory / "state.json").write_text(json.dumps(state), encoding="utf-8")
-
-    def save() -> None:
-        if len(log) not in checkpoints.steps():
-            checkpoints.save(len(log), write)
-            meter.saved()
-
-    return save
 
 
 @contextmanager

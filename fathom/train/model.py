@@ -81,16 +81,15 @@ def save_model(model: PreTrainedModel, weights: Mapping[str, torch.Tensor], base
     """
     on_disk = tensor_entries(base_dir)
     usual = next(iter(on_disk.values())).dtype
-    present = model.state_dict()
-    stored = {present[name].data_ptr() for name in on_disk if name in present}
-    trained = {present[name].data_ptr(): weight for name, weight in weights.items()}
-    state = {
-        name: trained.get(tensor.data_ptr(), tensor).to(
-            "cpu", TORCH_DTYPES[on_disk[name].dtype if name in on_disk else usual]
-        )
-        for name, tensor in present.items()
-        if name in on_disk or tensor.data_ptr() not in stored
-    }
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # tied ones under each of their names
+    owner = {id(parameters[name]): name for name in weights}
+    stored = {id(parameters[name]) for name in on_disk if name in parameters}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        place = id(parameters.get(name))
+        if name in on_disk or place not in stored:
+            dtype = TORCH_DTYPES[on_disk[name].dtype if name in on_disk else usual]
+            state[name] = (weights[owner[place]] if place in owner else tensor).to("cpu", dtype)
     with os_errors(out):
         model.save_pretrained(out, state_dict=state, max_shard_size="5GB")
     for name in KEPT_FILES:

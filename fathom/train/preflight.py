@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from fathom.engines import Request
 from fathom.engines.text import ModelText
@@ -21,7 +21,7 @@ from fathom.errors import WorkError
 from fathom.records import Example
 from fathom.tokens import EncodedExample, template_hash
 from fathom.train.batch import Pack, pack
-from fathom.train.model import pack_logprobs
+from fathom.train.parallel import Forward
 
 PROMPTS_COMPARED = 16
 DOCUMENTS = 3
@@ -67,7 +67,8 @@ class Preflight:
 
 
 def check(
-    model: PreTrainedModel,
+    forward: Forward,
+    precision: torch.dtype,
     tokenizer: PreTrainedTokenizerBase,
     model_dir: Path,
     examples: Sequence[Example],
@@ -75,10 +76,13 @@ def check(
     pack_tokens: int,
     set_aside: int = 0,
 ) -> Preflight:
-    """Run every gate on `rows` (the encoded `examples`, in their order). Raises WorkError at the first that fails."""
+    """Run every gate on `rows` (the encoded `examples`, in their order). Raises WorkError at the first that fails.
+
+    forward: how the loop will run a pack. precision: of that pass.
+    """
     compared = same_prompts(model_dir, examples, rows)
     chosen = choose(rows, pack_tokens)
-    isolation, gap = certify(model, chosen)
+    isolation, gap = certify(forward, precision, chosen)
     tokens = sum(len(row.ids) for row in rows)
     return Preflight(
         rows=len(rows),
@@ -119,26 +123,26 @@ def choose(rows: Sequence[EncodedExample], pack_tokens: int) -> list[EncodedExam
     return chosen
 
 
-def certify(model: PreTrainedModel, rows: Sequence[EncodedExample]) -> tuple[float, float]:
+def certify(forward: Forward, precision: torch.dtype, rows: Sequence[EncodedExample]) -> tuple[float, float]:
     """(isolation, packed_gap) of these rows as one pack, see `Preflight`. Raises WorkError when either is too large.
 
     The isolation test compares two passes of one shape, so rounding is the same and any leak shows.
     """
     together = pack(rows)
-    packed = logprobs(model, together)
-    noise = float((logprobs(model, together) - packed).abs().max())
+    packed = logprobs(forward, together)
+    noise = float((logprobs(forward, together) - packed).abs().max())
     places = _places(rows)
     isolation = 0.0
     for place in range(len(rows)) if len(rows) > 1 else ():
-        changed = logprobs(model, pack([*rows[:place], _scrambled(rows[place]), *rows[place + 1 :]]))
+        changed = logprobs(forward, pack([*rows[:place], _scrambled(rows[place]), *rows[place + 1 :]]))
         others = torch.ones(len(packed), dtype=torch.bool)
         others[places[place]] = False
         isolation = max(isolation, float((changed - packed)[others].abs().max()))
     if isolation > noise + 1e-5:
         raise WorkError(f"preflight: documents of one pack see each other (a log-probability moved by {isolation:.2g})")
-    alone = torch.cat([logprobs(model, pack([row])) for row in rows])
+    alone = torch.cat([logprobs(forward, pack([row])) for row in rows])
     gap = float((packed - alone).abs().mean())
-    limit = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+    limit = TOLERANCE.get(precision, TOLERANCE[torch.bfloat16])
     if not gap <= limit:
         raise WorkError(
             f"preflight: packed and unpacked differ by {gap:.2g} nats per token on average, more than {limit:g}:"
@@ -148,9 +152,9 @@ def certify(model: PreTrainedModel, rows: Sequence[EncodedExample]) -> tuple[flo
 
 
 @torch.no_grad()
-def logprobs(model: PreTrainedModel, packed: Pack) -> torch.Tensor:
+def logprobs(forward: Forward, packed: Pack) -> torch.Tensor:
     """float32 log-probabilities of the pack's predicted tokens, on the CPU."""
-    return pack_logprobs(model, packed).float().cpu()
+    return forward(packed).float().cpu()
 
 
 def _scrambled(row: EncodedExample) -> EncodedExample:

@@ -30,6 +30,7 @@ from fathom.train.config import SftConfig
 from fathom.train.loop import LogRow, LoopConfig, Step, train
 from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
+from fathom.train.parallel import joined, shard
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.weights import tensor_entries
 
@@ -67,25 +68,15 @@ class Sft:
 def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) -> dict[str, Any]:
     """Train a model on examples; writes a Hugging Face directory and train_log.jsonl into `out`.
 
-    Raises InputError for no examples, a repeated id, an example with nothing to learn, a row
-    without difficulty in curriculum order, damaged weights or a directory that is not a model.
+    Runs in each process of a world at once; the first writes. Raises InputError for no examples, a
+    repeated id, an example with nothing to learn, a row without difficulty in curriculum order,
+    damaged weights or a directory that is not a model; WorkError when a gate of the preflight fails.
     """
     base = Path(inputs["model"])
     entries = tensor_entries(base)
     tokenizer = load_tokenizer(base)
-    source = examples_file(Path(inputs["examples"]))
-    examples = read_examples(source, config.order)
-    encoded = [encode_row(tokenizer, example, source) for example in examples]
-    fits = [i for i, row in enumerate(encoded) if len(row.ids) <= config.max_length]
-    if not fits:
-        raise InputError(f"{source}: none of {len(encoded)} examples fits max_length {config.max_length}")
-    method = plan_sft([examples[i] for i in fits], [encoded[i] for i in fits], config, meter.seed)
-
-    model = load_model(base, dtype=getattr(torch, config.precision))
-    kept = [examples[i] for i in fits]
-    found = preflight.check(model, tokenizer, base, kept, method.rows, config.pack_tokens, len(encoded) - len(fits))
-    meter.show(found.segments)
-    checkpoints = Checkpoints(meter.scratch / "ckpt")
+    data = read_data(Path(inputs["examples"]), tokenizer, config)
+    method = plan_sft(data.examples, data.rows, config, meter.seed)
     identity = {
         "config": config.model_dump(exclude={"pack_tokens", "checkpoint_every", "tracking"}),
         "seed": meter.seed,
@@ -93,16 +84,55 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
         "model": [[e.name, e.dtype, list(e.shape)] for e in entries.values()],
         "template": template_hash(tokenizer),
     }
-    tracker = open_tracker(config.tracking, identity["config"])
-    watch = Watch(shape_of(model.config), meter, tracker, say=print)
-    trained = train(model, method, loop_config(config, meter.seed), checkpoints, meter, identity, watch)
-    save_model(model, trained.weights, base, out)
-    _write_rows(out / "train_log.jsonl", trained.log)
-    aside = [row for row in encoded if len(row.ids) > config.max_length]
+    with joined() as world:
+        compute = getattr(torch, config.precision)
+        model = load_model(base, world.device, torch.float32 if world.size > 1 else compute)
+        forward = shard(model, world, compute)
+        found = preflight.check(
+            forward, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
+        )
+        meter.show(found.segments)
+        tracker = open_tracker(config.tracking, identity["config"]) if world.first else None
+        watch = Watch(
+            shape_of(model.config), meter, tracker, say=print if world.first else _nothing, devices=world.size
+        )
+        checkpoints = Checkpoints(meter.scratch / "ckpt")
+        loop = loop_config(config, meter.seed)
+        trained = train(model, method, loop, checkpoints, meter, identity, watch, world, forward)
+        if world.first:
+            save_model(model, trained.weights, base, out)
+            _write_rows(out / "train_log.jsonl", trained.log)
+            _write_rows(out / "removed.jsonl", data.aside)
+            (out / "preflight.json").write_text(json.dumps(found.row(), indent=1) + "\n", encoding="utf-8")
+        world.barrier()
+    return summary(len(data.rows) + len(data.aside), method, trained.log)
+
+
+@dataclass(frozen=True)
+class Data:
+    """examples and their encoded rows, in one order; aside: rows that are too long, as removed.jsonl has them."""
+
+    examples: list[Example]
+    rows: list[EncodedExample]
+    aside: list[dict[str, Any]]
+
+
+def read_data(examples: Path, tokenizer: PreTrainedTokenizerBase, config: SftConfig) -> Data:
+    """The rows to train on. Raises InputError, see `run_sft`, and when none fits `max_length`."""
+    source = examples_file(examples)
+    pairs = [(e, encode_row(tokenizer, e, source)) for e in read_examples(source, config.order)]
+    fits = [(e, row) for e, row in pairs if len(row.ids) <= config.max_length]
+    if not fits:
+        raise InputError(f"{source}: none of {len(pairs)} examples fits max_length {config.max_length}")
     reason = f"longer than max_length {config.max_length}"
-    _write_rows(out / "removed.jsonl", [{"id": row.id, "reason": reason, "tokens": len(row.ids)} for row in aside])
-    (out / "preflight.json").write_text(json.dumps(found.row(), indent=1) + "\n", encoding="utf-8")
-    return summary(len(examples), method, trained.log)
+    aside = [
+        {"id": row.id, "reason": reason, "tokens": len(row.ids)} for _, row in pairs if len(row.ids) > config.max_length
+    ]
+    return Data([e for e, _ in fits], [row for _, row in fits], aside)
+
+
+def _nothing(line: str) -> None:
+    """What processes beside the first say."""
 
 
 def rows_hash(rows: Sequence[EncodedExample]) -> str:
@@ -182,6 +212,7 @@ def loop_config(config: SftConfig, seed: int) -> LoopConfig:
         schedule=config.schedule,
         weight_decay=config.weight_decay,
         clip=config.clip,
+        optimizer=config.optimizer,
         checkpoint_every=config.checkpoint_every,
         seed=seed,
     )

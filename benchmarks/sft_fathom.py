@@ -1,0 +1,82 @@
+"""Fathom's side of `sft_gpu.py`: the fused step, the memory plan and the fused AdamW that a recipe gets, on one GPU."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import torch
+from sft_workload import BETAS, CLIP, LEARNING_RATE, Clock, Workload, random_model
+
+from fathom.physics import GIB, ModelShape
+from fathom.tokens import EncodedExample
+from fathom.train.batch import Pack, pack, split_packs
+from fathom.train.config import OptimizerConfig
+from fathom.train.float8 import Float8Gemms
+from fathom.train.memory import Room, plan_memory
+from fathom.train.optimizer import open_optimizer
+from fathom.train.trunk import FusedStep
+
+STORAGE = OptimizerConfig(states="int8", master="stochastic")
+
+
+class Side:
+    """One model, its step and its optimizer, for one workload after the other."""
+
+    def __init__(self, shape: ModelShape, device: str, seed: int, float8: bool, host_gib: float) -> None:
+        self.shape, self.device, self.seed = shape, device, seed
+        free = torch.cuda.mem_get_info()[0] if device == "cuda" else 64 * GIB
+        self.room = Room(free, host_gib * GIB)
+        self.step = FusedStep(random_model(shape, device, seed), gemms=Float8Gemms() if float8 else None)
+        self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
+
+    def run(self, workload: Workload, clock: Clock, pack_tokens: int) -> None:
+        """Train on a workload, after the ones before; figures go to the clock.
+
+        Where the plan was too hopeful it is made again with less memory, and that is told.
+        """
+        steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
+        longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
+        for attempt in range(3):
+            plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, packs=max(map(len, steps)))
+            self.step.plans = list(plan.per_layer)
+            clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
+            clock.extra |= {"plans_that_ran_out": attempt} if attempt else {}
+            try:
+                self.warm_up(longest)
+                clock.start()
+                for packs in steps:
+                    clock.tick(self.take_step(packs))
+                clock.save()
+                return
+            except torch.OutOfMemoryError:
+                clock.seconds, clock.losses = [], []
+                self.forget_pass()
+                self.room = replace(self.room, device_bytes=self.room.device_bytes - 7 * GIB)
+        raise MemoryError(f"{workload.name}: three plans ran out of memory")
+
+    def warm_up(self, some: Pack) -> None:
+        """Compiles kernels and pins host memory, once for every plan; the model stays as it is."""
+        self.step.accumulate(some, torch.zeros_like(some.weights_N, device=self.device))
+        self.optimizer.drop_gradients()
+
+    def forget_pass(self) -> None:
+        self.optimizer.drop_gradients()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def take_step(self, packs: list[Pack]) -> float:
+        """One optimizer step; its mean loss in nats per token."""
+        normalizer = sum(len(some.targets_N) for some in packs)
+        losses = [self.step.accumulate(some, some.weights_N.to(self.device) / normalizer) for some in packs]
+        self.optimizer.clip(CLIP)
+        self.optimizer.step(LEARNING_RATE)
+        self.optimizer.drop_gradients()
+        return sum(loss.item() for loss in losses)
+
+
+def packs_of(rows: list[list[int]], pack_tokens: int) -> list[Pack]:
+    """The rows of a step as packs, laid out as the `sft` op lays them out; every token counts."""
+    examples = [EncodedExample(str(i), row, [1.0] * len(row), 0) for i, row in enumerate(rows)]
+    layout = split_packs(range(len(rows)), [len(row) for row in rows], pack_tokens)
+    return [pack([examples[i] for i in part]) for part in layout]

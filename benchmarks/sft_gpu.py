@@ -1,0 +1,199 @@
+"""Full-parameter SFT on one GPU: TRL at its best and Fathom, in one run, on the same data, seed and global batch.
+
+    python benchmarks/sft_gpu.py [--model 14b|32b|tiny] [--layers 48] [--only optimizer,anchor,fathom,float8]
+                                 [--workloads one,sixteen,mix,packed] [--steps 20] [--many-steps 1] [--limit 560]
+
+Random weights of the true shape. Workloads: `one` full-length row of 16,384 tokens a step; `sixteen`
+of them; `mix`, sixteen rows of log-normal lengths (mean 8K, coefficient of variation 0.5, cap 16K).
+`packed` is the mix again, for the anchor with TRL's own packing. Every side runs in a process of its own
+with a time limit, and what it had measured when it failed or ran out of time is kept. Prints
+a table and writes benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test for a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT = HERE / "results" / "sft_gpu.json"
+SIDES = ("optimizer", "anchor", "fathom", "float8")
+LIMITS = {"optimizer": 120, "anchor": 420, "fathom": 300, "float8": 240}
+"""Seconds that a side may take."""
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("14b", "32b", "tiny"), default="14b")
+    parser.add_argument("--layers", type=int, help="of the shape; fewer for a smoke test")
+    parser.add_argument("--only", default="optimizer,anchor,fathom,float8")
+    parser.add_argument("--workloads", default="one,sixteen,mix")
+    parser.add_argument("--steps", type=int, default=20, help="of the workload `one`")
+    parser.add_argument("--many-steps", type=int, default=1, help="of the other two")
+    parser.add_argument("--length", type=int, help="tokens of a full-length row")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--host-gib", type=float, default=96, help="pinned host memory that may be taken")
+    parser.add_argument("--limit", type=float, default=560, help="seconds for everything")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+# ------------------------------------------------------------------------------ one side, in its own process
+
+
+def run_side(side: str, options: argparse.Namespace) -> None:
+    """Run a side's workloads in turn; each catches its own failure. The report is written again after every step."""
+    import torch
+    from sft_workload import SHAPES, Clock, workloads
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    shape = SHAPES[options.model]
+    shape = replace(shape, layers=options.layers or shape.layers)
+    full = options.length or (256 if options.model == "tiny" else 16384)
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "layers": shape.layers,
+    }
+
+    def attempt(name: str, run: Any) -> None:
+        started = time.time()
+        try:
+            run()
+        except Exception:
+            report.setdefault(name, {})["failed"] = traceback.format_exc()[-1500:]
+        print(
+            f"{side} {name}: {time.time() - started:.0f} s {json.dumps(report.get(name))}", file=sys.stderr, flush=True
+        )
+        options.file.write_text(json.dumps(report))
+
+    if side == "optimizer":
+        _optimizer(shape, report, attempt)
+        return
+    plans = workloads(full, options.steps, options.many_steps, options.seed)
+    if side in ("fathom", "float8"):
+        from sft_fathom import Side
+
+        ours = Side(shape, device, options.seed, side == "float8", options.host_gib)
+    for name in options.workloads.split(","):
+        clock = Clock(plans[name], shape, device, options.file, report)
+        if side == "anchor":
+            import sft_anchor
+
+            attempt(name, partial(sft_anchor.run, plans[name], shape, clock, options.seed))
+        elif name != "packed":
+            attempt(name, partial(ours.run, plans[name], clock, full))
+
+
+def _optimizer(shape: Any, report: dict[str, Any], attempt: Any) -> None:
+    import sft_optimizer
+
+    def record(name: str, run: Any) -> None:
+        attempt(name, lambda: report.__setitem__(name, run()))
+
+    record("correctness", sft_optimizer.correctness)
+    record("int8, stochastic", lambda: sft_optimizer.speed(shape, "int8", False))
+    record("int8, split", lambda: sft_optimizer.speed(shape, "int8", True))
+    record("tile sizes (TB/s)", lambda: sft_optimizer.tile_sizes(shape))
+
+
+# ------------------------------------------------------------------------------ all sides
+
+
+def spawn(side: str, limit: float, directory: Path) -> dict[str, Any]:
+    """The report of a side; what it had written when it died or was stopped."""
+    file = directory / f"{side}.json"
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", side, "--file", str(file)]
+    environment = {
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "TOKENIZERS_PARALLELISM": "false",
+    } | os.environ
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
+    ended = ""
+    try:
+        done = subprocess.run(command, env=environment, timeout=limit, stderr=subprocess.PIPE, text=True, check=False)
+        log = done.stderr
+        if done.returncode:
+            ended = f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired as expired:
+        log = (expired.stderr or b"").decode(errors="replace")
+        ended = f"stopped after {limit:.0f} s"
+    print(log[-3000:], file=sys.stderr, flush=True)
+    report = json.loads(file.read_text()) if file.exists() and file.stat().st_size else {}
+    return report | ({"ended": ended, "log": log[-1500:]} if ended else {})
+
+
+def ratios(report: dict[str, Any]) -> dict[str, float]:
+    """Useful tokens per second over the anchor's, by workload; on the mix over its faster way, row by row or packed."""
+    found = {}
+    for ours in ("fathom", "float8"):
+        for name in ("one", "sixteen", "mix"):
+            rate = _rate(report, ours, name)
+            theirs = max(_rate(report, "anchor", name), _rate(report, "anchor", "packed") if name == "mix" else 0)
+            if rate and theirs:
+                found[f"{ours} {name}"] = round(rate / theirs, 3)
+    return found
+
+
+def _rate(report: dict[str, Any], side: str, name: str) -> float:
+    return report.get(side, {}).get(name, {}).get("useful_tokens_per_s", 0)
+
+
+def table(report: dict[str, Any]) -> str:
+    lines = [f"{'side':<10}{'workload':<10}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'GiB':>8}  last loss"]
+    for side in SIDES:
+        for name, found in report.get(side, {}).items():
+            if isinstance(found, dict) and "useful_tokens_per_s" in found:
+                loss = found["losses"][-1] if found["losses"] else float("nan")
+                lines.append(
+                    f"{side:<10}{name:<10}{found['useful_tokens_per_s']:>10.0f}{found['model_tflops']:>9.0f}"
+                    f"{found['mfu']:>7.3f}{found.get('peak_allocated_gib', 0):>8.1f}  {loss:.4f}"
+                )
+    return "\n".join([*lines, json.dumps(report["ratios"])])
+
+
+def versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "transformers", "trl", "liger_kernel", "torchao", "triton"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def main() -> None:
+    options = arguments()
+    if options.child:
+        run_side(options.child, options)
+        return
+    started = time.time()
+    report: dict[str, Any] = {
+        "command": "python benchmarks/sft_gpu.py " + " ".join(sys.argv[1:]),
+        "versions": versions(),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        for side in options.only.split(","):
+            left = options.limit - (time.time() - started)
+            if left > 30:
+                report[side] = spawn(side, min(left, LIMITS[side]), Path(directory))
+            report["ratios"] = ratios(report)
+            options.out.parent.mkdir(exist_ok=True)
+            options.out.write_text(json.dumps(report, indent=1) + "\n")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

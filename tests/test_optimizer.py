@@ -1,0 +1,289 @@
+"""AdamW in compact storage: equal to PyTorch's where it is exact, bounded and right on average where it rounds, exact to resume."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+
+from fathom.train import adamw
+from fathom.train.adamw import Moments, Rule, update_
+from fathom.train.config import OptimizerConfig, SftConfig
+from fathom.train.optimizer import FusedAdamW, MasterAdamW, open_optimizer
+
+BETAS = (0.9, 0.95)
+STORAGE = [("float32", "split"), ("float32", "stochastic"), ("int8", "split"), ("int8", "stochastic")]
+
+
+def model(dtype=torch.bfloat16, seed=0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    layers = torch.nn.Sequential(
+        torch.nn.Linear(48, 70), torch.nn.Tanh(), torch.nn.LayerNorm(70), torch.nn.Linear(70, 9)
+    )
+    return layers.to(dtype)
+
+
+def gradients(net: torch.nn.Module, step: int) -> None:
+    """Of any value: some large, most small, and a row of zeros; the same for every optimizer."""
+    generator = torch.Generator().manual_seed(step)
+    for p in net.parameters():
+        g = torch.randn(p.shape, generator=generator) * torch.rand(p.shape, generator=generator) ** 6
+        g[0] = 0
+        p.grad = g.bfloat16().to(p.dtype)
+
+
+def run(optimizer, net, first, last, limit=1.0):
+    for step in range(first, last):
+        gradients(net, step)
+        optimizer.accumulate()
+        optimizer.clip(limit)
+        optimizer.step(1e-3 / (1 + step))
+        optimizer.drop_gradients()
+
+
+def fused(net, states="float32", master="float32", decay=0.1):
+    return FusedAdamW(net, OptimizerConfig(states=states, master=master), BETAS, decay, seed=3)
+
+
+def masters(optimizer: FusedAdamW) -> dict[str, torch.Tensor]:
+    low = optimizer.moments()
+    return {name: adamw.read_weight(w, low.get(f"{name}/low")) for name, w in optimizer.weights().items()}
+
+
+def test_in_float32_it_is_pytorchs_adamw():
+    ours, theirs = model(torch.float32), model(torch.float32)
+    run(fused(ours), ours, 0, 30)
+    run(MasterAdamW(theirs, BETAS, 0.1), theirs, 0, 30)
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-6, atol=2e-7)
+
+
+def test_a_split_master_is_the_float32_master_bit_for_bit():
+    halves, whole = model(), model().float()
+    split, exact = fused(halves, master="split"), fused(whole)
+    run(split, halves, 0, 20)
+    run(exact, whole, 0, 20)
+    for name, master in masters(split).items():
+        assert torch.equal(master, exact.weights()[name].flatten()), name
+        distance = (halves.get_parameter(name).float().flatten() - master).abs()
+        assert (distance <= master.abs() * 2**-8).all(), "the weight is its master rounded to nearest"
+
+
+def test_the_norm_is_pytorchs_and_is_clipped():
+    net, other = model(torch.float32), model(torch.float32)
+    gradients(net, 1)
+    gradients(other, 1)
+    ours = fused(net, "int8").clip(0.5)
+    assert ours.shape == () and ours.item() == pytest.approx(
+        torch.nn.utils.clip_grad_norm_(other.parameters(), 0.5).item()
+    )
+    assert ours > 0.5
+
+
+def codes(values: torch.Tensor, draws: int) -> torch.Tensor:
+    """The same first and second moments stored `draws` times with other random bits, decoded: draws x 2 x values."""
+    stored = []
+    for draw in range(draws):
+        moments = Moments.zero(values, "int8")
+        bits = adamw.random_bits(len(values), Rule(0, 0, 0, 0, 1, seed=1, draw=draw))
+        adamw.encode(moments, values, values.abs(), (bits >> 16).float() * 2**-16)
+        m, v = adamw.decode(moments)
+        stored.append(torch.stack([m, v.sqrt()]))
+    return torch.stack(stored)
+
+
+def test_eight_bit_moments_are_off_by_less_than_a_code_and_right_on_average():
+    torch.manual_seed(0)
+    values = torch.randn(3000) * torch.rand(3000) ** 8
+    made = codes(values, 400)
+    scale = torch.nn.functional.pad(values.abs(), (0, 72)).view(-1, 256).amax(1).repeat_interleave(256)[:3000]
+    for index, (count, truth) in enumerate(((127, values), (255, values.abs()))):
+        share = (truth.abs() / scale).sqrt()
+        width = scale * ((share + 1 / count) ** 2 - (share - 1 / count).clamp(min=0) ** 2)
+        assert ((made[:, index] - truth).abs() <= width + 1e-9).all()
+        bias = (made[:, index].mean(0) - truth).abs()
+        noise = 5 * width / 400**0.5 + 1.5 * scale / count**2  # what rounding between squares adds, and the least code
+        assert (bias <= noise).all()
+    assert (made[:, 1] > 0).all(), "a denominator never vanishes"
+
+
+def test_rounding_of_weights_is_between_neighbours_and_right_on_average():
+    torch.manual_seed(0)
+    value = torch.randn(500)
+    drawn = []
+    for draw in range(600):
+        weight = torch.zeros(500, dtype=torch.bfloat16)
+        adamw.write_weight(weight, None, value, adamw.random_bits(500, Rule(0, 0, 0, 0, 1, draw=draw)))
+        drawn.append(weight.float())
+    made, step = torch.stack(drawn), 2.0 ** (value.abs().log2().floor() - 7)
+    assert ((made - value).abs() < step).all()
+    assert ((made.mean(0) - value).abs() <= 5 * 0.5 * step / 600**0.5).all()
+
+
+def test_steps_too_small_for_bfloat16_add_up():
+    """A hundred steps of 1e-4 on a weight of 1, whose next neighbours are 0.0039 and 0.0078 away."""
+    for master, expected in (("split", 0.99), ("stochastic", 0.99)):
+        net = torch.nn.Linear(64, 64, bias=False).bfloat16()
+        torch.nn.init.ones_(net.weight)
+        optimizer = fused(net, "float32", master, decay=0.0)
+        for _ in range(100):
+            net.weight.grad = torch.ones_like(net.weight)
+            optimizer.step(1e-4)
+        assert masters(optimizer)["weight"].mean().item() == pytest.approx(expected, abs=3e-4)
+    plain = torch.nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    peer = torch.optim.AdamW([plain], lr=1e-4, weight_decay=0.0)
+    for _ in range(100):
+        plain.grad = torch.ones_like(plain)
+        peer.step()
+    assert (plain == 1).all(), "which is what rounding to nearest does"
+
+
+@pytest.mark.parametrize(("states", "master"), STORAGE)
+def test_it_learns_what_float32_learns(states, master):
+    """A teacher's outputs by regression: the loss after 200 steps is that of float32 AdamW within a tenth."""
+    x = torch.randn(256, 48, generator=torch.Generator().manual_seed(1))
+    y = model(torch.float32, seed=9)(x).detach()
+
+    def final(net, optimizer):
+        for _ in range(200):
+            loss = (net(x.to(net[0].weight.dtype)).float() - y).square().mean()
+            loss.backward()
+            optimizer.accumulate()
+            optimizer.clip(1.0)
+            optimizer.step(3e-3)
+            optimizer.drop_gradients()
+        return loss.item()
+
+    exact, ours = model(torch.float32), model()
+    reference = final(exact, MasterAdamW(exact, BETAS, 0.0))
+    assert final(ours, fused(ours, states, master, decay=0.0)) == pytest.approx(reference, rel=0.1, abs=2e-3)
+
+
+@pytest.mark.parametrize(("states", "master"), STORAGE)
+def test_resume_is_exact(states, master, tmp_path):
+    whole, first, second = model(), model(), model(seed=5)
+    through = fused(whole, states, master)
+    run(through, whole, 0, 6)
+    before = fused(first, states, master)
+    run(before, first, 0, 3)
+    save_file(before.weights(), tmp_path / "w.safetensors")
+    save_file(before.moments(), tmp_path / "m.safetensors")
+    after = fused(second, states, master)
+    after.load(load_file(tmp_path / "w.safetensors"), load_file(tmp_path / "m.safetensors"))
+    run(after, second, 3, 6)
+    for one, other in ((through.weights(), after.weights()), (through.moments(), after.moments())):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_rounding_differs_by_seed_tensor_and_update():
+    bits = [adamw.random_bits(2048, Rule(0, 0, 0, 0, 1, seed=s, tensor=t, draw=d)) for s, t, d in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]  # fmt: skip
+    assert len({tuple(some.tolist()) for some in bits}) == 4
+    assert all(len(set(some.tolist())) == 2048 for some in bits), "no word serves two elements"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("states", "master"), STORAGE)
+def test_a_gradient_that_is_not_finite_changes_nothing(states, master, bad):
+    net = model()
+    optimizer = fused(net, states, master)
+    run(optimizer, net, 0, 2)
+    before = {
+        k: v.clone() for k, v in (optimizer.weights() | optimizer.moments()).items() if not k.endswith("/updates")
+    }
+    gradients(net, 7)
+    net[0].weight.grad[3, 3] = bad
+    assert not optimizer.clip(1.0).isfinite()
+    optimizer.step(1e-3)
+    after = optimizer.weights() | optimizer.moments()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_forgetting_moments_is_a_fresh_start_with_other_random_bits():
+    net = model()
+    optimizer = fused(net, "int8", "stochastic")
+    run(optimizer, net, 0, 3)
+    optimizer.forget_moments()
+    state = optimizer.moments()
+    assert state.pop("0.weight/updates").tolist() == [0, 3]
+    assert not any(tensor.any() for tensor in state.values())
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ((0, 0, 0, 0), 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ((0xFFFFFFFF,) * 4, 0xFFFFFFFFFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), 0x299F31D0A4093822, "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)
+def test_philox_gives_the_published_words(counter, key, expected):
+    words = adamw.philox(tuple(torch.tensor([word]) for word in counter), key)
+    assert " ".join(f"{word.item():08x}" for word in words) == expected
+
+
+def test_the_default_is_float32_throughout_and_storage_fits_precision():
+    assert isinstance(open_optimizer(model(), OptimizerConfig(), BETAS, 0.0, 0), MasterAdamW)
+    base = {"model": "m", "examples": "e", "batch_size": 4}
+    assert SftConfig(**base).optimizer == OptimizerConfig(states="float32", master="float32")
+    SftConfig(**base, precision="bfloat16", optimizer={"states": "int8", "master": "split"})
+    SftConfig(**base, optimizer={"states": "int8"})
+    for wrong, told in (
+        ({"precision": "float32", "optimizer": {"master": "stochastic"}}, "float32 needs none"),
+        ({"precision": "bfloat16", "optimizer": {"states": "int8"}}, "goes with master split"),
+        ({"optimizer": {"states": "int4"}}, "int8"),
+    ):
+        with pytest.raises(ValidationError, match=told):
+            SftConfig(**base, **wrong)
+
+
+KERNEL = """
+import itertools, torch
+from fathom.train import adamw, adamw_triton
+from fathom.train.adamw import Moments, Rule
+torch.manual_seed(0)
+for master, states, dtype, count in itertools.product(
+    ("float32", "split", "stochastic"), ("float32", "int8"), (torch.bfloat16, torch.float32), (1, 5000)
+):
+    weight = (torch.randn(count) * 0.02).to(torch.float32 if master == "float32" else torch.bfloat16)
+    states_of = [
+        [weight.clone(), torch.zeros(count, dtype=torch.int16) if master == "split" else None, Moments.zero(weight, states)]
+        for _ in range(2)
+    ]
+    for step, factor in enumerate((0.5, 1.0, float("nan"), 0.3), 1):
+        grad = (torch.randn(count) * torch.rand(count) ** 4).to(dtype)
+        for update, (weight, low, moments) in zip((adamw.update_, adamw_triton.update_), states_of):
+            update(weight, low, grad, moments, torch.tensor(factor), Rule(1e-3, 0.9, 0.95, 0.1, step, 7, 3, step))
+    (w0, l0, m0), (w1, l1, m1) = states_of
+    assert torch.equal(w0, w1) and (l0 is None or torch.equal(l0, l1)), (master, states, dtype, count)
+    assert all(torch.equal(a, b) for a, b in zip(m0.named().values(), m1.named().values())), (master, states, dtype, count)
+tensors = [torch.randn(70000).bfloat16(), torch.randn(3)]
+torch.testing.assert_close(adamw_triton.square_sums(tensors), adamw.square_sums(tensors))
+print("equal")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_is_the_definition_bit_for_bit():
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", KERNEL], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr[-2000:]
+
+
+def test_update_is_a_function_of_its_inputs():
+    one, two = (Moments.zero(torch.zeros(700), "int8") for _ in range(2))
+    weights = [torch.full((700,), 0.5, dtype=torch.bfloat16) for _ in range(2)]
+    grad = torch.randn(700, generator=torch.Generator().manual_seed(0))
+    for weight, moments in zip(weights, (one, two), strict=True):
+        update_(weight, None, grad, moments, torch.tensor(1.0), Rule(1e-2, *BETAS, 0.0, 1, seed=2))
+    assert (
+        torch.equal(*weights)
+        and torch.equal(one.m, two.m)
+        and not torch.equal(weights[0], torch.full_like(weights[0], 0.5))
+    )

@@ -1,0 +1,179 @@
+"""Several processes train as one: same losses, same weights, kills and resumes, another number of processes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from sft_child import write_work
+
+from fathom.train.checkpoint import Checkpoints
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """
+recipe: pair
+models: {{base: {model}}}
+hardware: {{device: cpu, count: {count}}}
+stages:
+  rows: {{op: given, path: {rows}}}
+  tuned: {{op: sft, model: base, examples: rows, order: curriculum, epochs: 3, learning_rate: 3.0e-3, batch_size: 4,
+          pack_tokens: 100, checkpoint_every: {every}, precision: {precision}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    write_work(work := tmp_path_factory.mktemp("pair") / "work", rows=20)
+    (work / "rows").mkdir()
+    shutil.move(work / "examples.jsonl", work / "rows" / "examples.jsonl")
+    return work
+
+
+def recipe(work: Path, count: int, every: int = 4, precision: str = "float32") -> Path:
+    path = work / f"pair-{count}-{every}-{precision}.yaml"
+    path.write_text(
+        RECIPE.format(model=work / "model", rows=work / "rows", count=count, every=every, precision=precision)
+    )
+    return path
+
+
+def start(path: Path, out: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "fathom", "run", str(path), "--out", str(out)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(path: Path, out: Path) -> str:
+    process = start(path, out)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text
+    return text
+
+
+def losses(out: Path) -> list[float]:
+    log = out / "artifacts/tuned/train_log.jsonl"
+    return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pair(work, tmp_path_factory):
+    """Two processes, undisturbed."""
+    out = tmp_path_factory.mktemp("two")
+    finish(recipe(work, 2), out)
+    return out
+
+
+def test_two_processes_train_as_one(work, pair, tmp_path):
+    finish(recipe(work, 1), tmp_path)
+    assert losses(pair) == pytest.approx(losses(tmp_path), abs=2e-5)
+    alone = load_file(tmp_path / "artifacts/tuned/model.safetensors")
+    together = load_file(pair / "artifacts/tuned/model.safetensors")
+    assert alone.keys() == together.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(together[name].float(), weight.float(), atol=2e-2, rtol=2e-2)
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "artifacts/tuned/model.safetensors")
+
+
+def checkpoints(out: Path) -> Path | None:
+    return next(iter(out.glob("scratch/tuned/*/ckpt")), None)
+
+
+def ranks(out: Path) -> list[int]:
+    """Pids of the training processes of this run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if (
+            b"fathom.recipe.ranks" in line
+            and b"torch.distributed.run" not in line
+            and str(out).encode() in b" ".join(line)
+        ):
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def being_written(out: Path) -> bool:
+    """Whether a checkpoint is half written beside a whole one."""
+    place = checkpoints(out)
+    names = [path.name for path in place.iterdir()] if place and place.is_dir() else []
+    return any(name.endswith(".tmp") for name in names) and any(not name.endswith(".tmp") for name in names)
+
+
+def test_kills_anywhere_and_the_same_command_end_in_the_same_bytes(work, pair, tmp_path):
+    """One kill of everything in the middle of a checkpoint, then one of a single training process."""
+    path, out = recipe(work, 2, every=1), tmp_path / "run"
+    process = start(path, out)
+    wait_for(lambda: being_written(out), process)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 20
+    while ranks(out):
+        assert time.monotonic() < end, "training processes outlive their run"
+        time.sleep(0.05)
+
+    process = start(path, out)
+    wait_for(lambda: ranks(out) and checkpoints(out) and len(Checkpoints(checkpoints(out)).steps()) == 2, process)
+    os.kill(ranks(out)[-1], signal.SIGKILL)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "one of its 2 processes died; the same command resumes" in text
+
+    assert "the last attempt was killed" not in finish(path, out)
+    assert losses(out) == losses(pair)
+    for name, weight in weights(pair).items():
+        assert torch.equal(weights(out)[name], weight), name
+
+
+def test_a_damaged_shard_is_named_and_one_process_goes_on_from_the_one_before(work, pair, tmp_path):
+    """Two processes began, one ends it: what it reads are the shards of both."""
+    path, out = recipe(work, 2, every=3), tmp_path / "run"
+    process = start(path, out)
+    wait_for(lambda: checkpoints(out) and len(Checkpoints(checkpoints(out)).steps()) == 2, process)
+    process.kill()
+    process.communicate()
+    newest, before = Checkpoints(checkpoints(out)).steps()[:2]
+    shard = max((checkpoints(out) / f"step-{newest}").glob("*.safetensors"))
+    body = bytearray(shard.read_bytes())
+    body[-1] ^= 1
+    shard.write_bytes(body)
+
+    finish(recipe(work, 1, every=3), out)
+    said = (out / "logs/tuned.log").read_text()
+    assert f"{shard}: damaged, so checkpoint step-{newest} is not used" in said
+    assert losses(out) == pytest.approx(losses(pair), abs=2e-5)
+    resumed = [json.loads(line)["step"] for line in said[said.index("damaged") :].splitlines() if line.startswith("{")]
+    assert resumed[0] == before + 1
+
+
+def test_too_many_processes_for_the_gpus_is_one_clear_line(monkeypatch):
+    from fathom.errors import InputError
+    from fathom.train.parallel import joined
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"hardware.count: 4 processes, but this machine has 2 GPUs"), joined():
+        pass
