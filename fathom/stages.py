@@ -24,8 +24,8 @@ def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (
 OPS: dict[str, Op] = {
     "given": _op("fathom.recipe.given:run_given", "GivenConfig"),
     "sources": _op("fathom.sources.stage:run_sources", "SourcesConfig"),
-    "dedup": _op("fathom.curate.ops.dedup:run_dedup", "DedupConfig"),
-    "decontaminate": _op("fathom.curate.ops.decontaminate:run_decontaminate", "DecontaminateConfig"),
+    "dedup": _op("fathom.curate.ops.dedup:run_dedup", "DedupConfig", version=2),
+    "decontaminate": _op("fathom.curate.ops.decontaminate:run_decontaminate", "DecontaminateConfig", version=2),
     "annotate": _op("fathom.annotate:run_annotate", "AnnotateConfig", preload=_ENGINE),
     "grade": _op("fathom.rollout:run_grade", "GradeConfig"),
     "rollout": _op("fathom.rollout:run_rollout", "RolloutConfig", preload=_ENGINE),

@@ -94,7 +94,7 @@ class Corpus(Sequence[Problem]):
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
-    def chunks(self, size: int = CHUNK) -> Iterator[Chunk]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         for first in range(0, len(self), size):
             last = min(first + size, len(self)) - 1
             yield Chunk(self.path, self._starts[first], self._ends[last])
@@ -132,7 +132,7 @@ def map_chunks(
     if not isinstance(problems, Corpus):
         results = (work(list(problems[first : first + CHUNK])) for first in range(0, len(problems), CHUNK))
     elif workers == 1 or len(problems) < WORTH_A_PROCESS:
-        results = (work(chunk.problems()) for chunk in problems.chunks())
+        results = (work(chunk.problems()) for chunk in problems.chunks(CHUNK))
     else:
         results = _in_processes(work, problems, workers)
     for number, result in enumerate(results, 1):
@@ -146,7 +146,7 @@ def _in_processes(work: Callable[[list[Problem]], Result], problems: Corpus, wor
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _set_work, (work,)) as pool:
         waiting: deque[Future[Result]] = deque()
-        for chunk in problems.chunks():
+        for chunk in problems.chunks(CHUNK):
             waiting.append(pool.submit(_run, chunk))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()

@@ -52,6 +52,14 @@ class Rules(StageConfig):
     coverage: float | None = Field(0.5, gt=0, le=1)
     long_grams: bool = True
 
+    def twins(self, length: int, share: float) -> bool:
+        """Whether that share of a benchmark problem's template, of so many tokens, makes a twin."""
+        return self.template_tokens is not None and length >= self.template_tokens and share >= self.twin
+
+    def covers(self, grams: int, share: float) -> bool:
+        """Whether that share of a benchmark problem's 8-grams, of so many, is too much."""
+        return self.coverage is not None and grams >= ENOUGH and share >= self.coverage
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -146,10 +154,9 @@ class Index:
         self.templates: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
         self.grams: defaultdict[str, list[int]] = defaultdict(list)
         self.long: defaultdict[str, list[int]] = defaultdict(list)
-        for i, (known, band_row) in enumerate(
-            zip(self.known, bands(k.fingerprint.content for k in self.known).tolist(), strict=True)
-        ):
-            self._add(i, known, band_row)
+        band_rows = bands(known.fingerprint.content for known in self.known).tolist()
+        for i, band_row in enumerate(band_rows):
+            self._add(i, self.known[i], band_row)
 
     def _add(self, i: int, known: Known, band_row: list[int]) -> None:
         self.texts[known.fingerprint.plain].append(i)
@@ -170,10 +177,9 @@ class Index:
         long_grams: Counter[str] = Counter()
         hits = []
         for this, band_row in zip(prints, band_rows, strict=True):
-            found = self._same(this, band_row)
             template = this.template
             shared = self.grams.keys() & set(text.grams(template, SHORT))
-            found += self._twins(this, template, shared)
+            found = self._same(this, band_row) + self._twins(this, template, shared)
             if shared:
                 long = self.long.keys() & set(text.grams(text.without_brackets(this.tokens), LONG))
                 long_grams.update(long)
@@ -206,14 +212,9 @@ class Index:
             rules = self.rules[known.benchmark]
             covered = len(short & known.short) / max(1, len(known.short))
             alike = 1.0 if i in same_template else counts[i] / max(ENOUGH, len(known.template_grams))
-            if (
-                rules.template_tokens is not None
-                and len(known.template) >= rules.template_tokens
-                and alike >= rules.twin
-                and covered < alike
-            ):
+            if rules.twins(len(known.template), alike) and covered < alike:
                 found.append(Hit(i, "twin", alike))
-            elif rules.coverage is not None and len(known.short) >= ENOUGH and covered >= rules.coverage:
+            elif rules.covers(len(known.short), covered):
                 found.append(Hit(i, "coverage", covered))
         return found
 
