@@ -181,7 +181,7 @@ def merge(
 
 @app.command()
 def curate(
-    op: Annotated[str, typer.Argument(help="dedup, decontaminate, solve_rate or select.")],
+    op: Annotated[str, typer.Argument(help="dedup, decontaminate, solve_rate, select, mix or export.")],
     out: NewRunDir,
     config: StageFile = None,
     sets: Sets = [],  # noqa: B006
@@ -192,7 +192,7 @@ def curate(
     """
     from fathom import commands
 
-    known = ("dedup", "decontaminate", "solve_rate", "select")
+    known = ("dedup", "decontaminate", "solve_rate", "select", "mix", "export")
     if op not in known:
         raise InputError(f"curate: unknown stage {op!r}; known: {', '.join(known)}")
     commands.by_hand(op, config, out, sets)
@@ -259,6 +259,24 @@ def claim(
     from fathom.evaluate.claims import check_claim
 
     show(check_claim(text, run), as_json, describe.claim)
+
+
+@app.command()
+def why(
+    row: Annotated[str, typer.Argument(metavar="ROW", help="Id of a problem or of a training row.")],
+    run: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run directory; default the only one in runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Tell a row's whole way through a run: source, stages, verdicts, solve rate, why it was removed, what used it.
+
+    Example: fathom why generated/train/17 runs/fathom-r1-tiny
+    """
+    from fathom.commands import show
+    from fathom.report import why, why_text
+
+    show(why.why(row, run), as_json, why_text.describe)
 
 
 @app.command()

@@ -185,6 +185,17 @@ def select(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), kept, before.chains)
 
 
+def mix(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    parts = {name: inputs[stage].rows for name, stage in config.parts.items()}
+    rows = sum((part.at_most(config.rows.get(name, float("inf"))) for name, part in parts.items()), NONE)
+    return Estimate(LIGHT_SECONDS + rows.over(ROWS_PER_SECOND), rows.at_most(config.limit or float("inf")), 1)
+
+
+def export(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    before = inputs[config.rows]
+    return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), before.rows, before.chains)
+
+
 def tokenize(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.examples]
     return Estimate(Range(2, 4, 10) + before.rows.over(ROWS_PER_SECOND), before.rows, before.chains)

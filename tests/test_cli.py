@@ -48,6 +48,7 @@ FROZEN = {
     "compare": {"--json"},
     "claim": {"--json"},
     "report": set(),
+    "why": {"--json"},
     "doctor": {"--json"},
     "sandbox": {"--stdin", "--seconds", "--memory-mb", "--unsafe-exec"},
 }
@@ -93,6 +94,8 @@ WRONG = [
     (["grade", "."], ".: can't be read (Is a directory)"),
     (["compare", "here", "there"], "here: no rollouts.jsonl here"),
     (["claim", "all is well"], "claim"),
+    (["why", "a-row"], "why: name the RUN to look in: there is none in runs"),
+    (["why", "a-row", "nowhere"], "nowhere: not a run directory"),
     (["sandbox", "nowhere.py"], "nowhere.py: No such file"),
 ]
 

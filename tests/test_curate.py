@@ -1,29 +1,20 @@
-"""Curation: what counts as a repeat or a leak, solve rates and their intervals, selection, training rows, funnels."""
+"""Curation: what counts as a repeat or a leak, solve rates and their intervals, funnels."""
 
 import json
 import random
-from collections import Counter
 from math import comb
 
 import pytest
 
-from fathom.bands import Count, Window, count_solved
+from fathom.bands import Count, count_solved
 from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
 from fathom.curate.dedup import find_repeats
-from fathom.curate.examples import make_example, split_reasoning
-from fathom.curate.select import choose_chain, ordered, over_limit, over_quota, usable_chains
+from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
+from fathom.curate.ops.dedup import DedupConfig, run_dedup
+from fathom.curate.ops.select import SelectConfig, run_select
+from fathom.curate.ops.solve_rate import SolveRateConfig, run_solve_rate
 from fathom.curate.solve_rate import posterior_interval
-from fathom.curate.stage import (
-    DecontaminateConfig,
-    DedupConfig,
-    SelectConfig,
-    SolveRateConfig,
-    run_decontaminate,
-    run_dedup,
-    run_select,
-    run_solve_rate,
-)
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, Problem, Rollout, Verdict, read_jsonl, write_jsonl
@@ -71,7 +62,7 @@ def test_different_texts_stay_different(a, b):
 
 @pytest.mark.parametrize(("a", "b", "same"), [
     ("27", "27.0", True), (r"\frac{1}{2}", "0.5", True), ("$(2,251,252)$", "(2, 251, 252)", True),
-    ("1,000", "1000", True), ("3", "-3", False), ("1/3", "0.333", False), ("x", "y", False),
+    ("1,000", "1000", True), ("1,3", "13", False), ("3", "-3", False), ("1/3", "0.333", False), ("x", "y", False),
 ])  # fmt: skip
 def test_same_gold(a, b, same):
     assert (text.same_gold(a) == text.same_gold(b)) is same
@@ -108,7 +99,7 @@ def test_what_is_a_repeat(first, second, rule):
 def test_the_row_with_the_most_chains_stays_and_nothing_repeats_a_removed_row():
     rows = problems((WALK, "21"), (WALK.replace("Mia", "Ida"), "21"), (WALK.lower(), "21"), ("Else?", "1"))
     assert [(r.row, r.of) for r in find_repeats(rows, {}, 0.5)] == [(1, 0), (2, 0)]
-    assert [(r.row, r.of) for r in find_repeats(rows, {"p1": 3, "p2": 1}, 0.5)] == [(0, 1), (2, 1)]
+    assert [(r.row, r.of) for r in find_repeats(rows, {"p1": (0, 3), "p2": (0, 1)}, 0.5)] == [(0, 1), (2, 1)]
 
 
 def test_options_are_part_of_the_question():
@@ -150,7 +141,7 @@ def test_planted_duplicates_and_leaks_are_all_removed():
     assert len(kept) == len(unique)
     assert len({name(p) for p in rows} - kept) < 0.02 * len(rows), "12 + 9 against 9 + 12 and the like"
     rules = Rules(similarity=0.0, long_grams=False, coverage=None, template_tokens=None)
-    leaks = {m.problem.id for m in find_leaks(unique, [HeldOut("eval", evaluation, rules)])}
+    leaks = {unique[leak.row].id for leak in find_leaks(unique, [HeldOut("eval", evaluation, rules)])}
     clean = [p for p in unique if p.id not in leaks]
     assert not {name(p) for p in clean} & {name(p) for p in evaluation}
     planted_leaks = {p.id for p in unique if p.meta.get("planted", "").startswith("leak")}
@@ -177,9 +168,12 @@ AIME = Problem(
         (
             "Tea time! " + AIME.question.replace("Find the number of minutes", "How long, in hours, is what"),
             "3.4",
-            "13-gram",
+            "similar",
         ),
-        (AIME.question.replace("9", "8").replace("4", "5"), "17", "13-gram"),
+        (AIME.question.split(". ")[0] + ". How many cups does she drink in 5 weeks?", "35", "13-gram"),
+        (AIME.question.replace("9", "8").replace("4", "5"), "17", "twin"),
+        (AIME.question.replace("9", "8").replace("4", "5").replace("Aya", "Bo").replace("$s$", "$v$"), "17", "twin"),
+        ("Problem 7 (5 points). " + AIME.question, "204", "contained"),
         (
             "Let the ratio be m/n where m and n are relatively prime positive integers. Find it for 9 and 4.",
             "9/4",
@@ -190,28 +184,34 @@ AIME = Problem(
 )
 def test_what_a_benchmark_recognises(question, gold, rule):
     stock = [Problem(f"s{i}", f"Given {i}, {AIME.question[-80:]}", str(i)) for i in range(6)]
-    found = list(find_leaks([Problem("t", question, gold), *stock], [HeldOut("aime", [AIME], Rules())]))
-    assert [m.rule for m in found if m.problem.id == "t"] == ([] if rule is None else [rule])
-    for match in found:
-        assert match.row()["other"] == "aime/1" and match.row()["text"] and match.row()["other_text"] == AIME.question
+    rows = [Problem("t", question, gold), *stock]
+    found = find_leaks(rows, [HeldOut("aime", [AIME], Rules())])
+    assert [leak.best.rule for leak in found if leak.row == 0] == ([] if rule is None else [rule])
+    for leak in found:
+        told = leak.removed(rows[leak.row])
+        assert (told["other"], told["other_text"]) == ("aime/1", AIME.question)
+        assert (told["id"], told["text"]) == (rows[leak.row].id, rows[leak.row].question)
 
 
 @pytest.mark.parametrize(("off", "left"), [
-    ({"long_grams": False}, "coverage"),
-    ({"long_grams": False, "coverage": None}, "template"),
-    ({"long_grams": False, "coverage": None, "template_tokens": None}, None),
-    ({"long_grams": False, "coverage": None, "template_tokens": 500}, None),
+    ({}, "twin"),
+    ({"twin": 1.0}, "coverage"),
+    ({"template_tokens": 500}, "coverage"),
+    ({"template_tokens": None}, "coverage"),
+    ({"template_tokens": None, "coverage": None}, "13-gram"),
+    ({"template_tokens": None, "coverage": None, "long_grams": False}, None),
 ])  # fmt: skip
 def test_each_rule_can_be_switched_off(off, left):
-    template = Problem("t", AIME.question.replace("9", "7").replace("4", "3"), "1")
-    found = list(find_leaks([template], [HeldOut("aime", [AIME], Rules(**off))]))
-    assert [m.rule for m in found] == ([left] if left else [])
+    nearly = Problem("t", AIME.question.replace("9", "7").replace("4", "3").replace("Find", "Guess"), "1")
+    found = find_leaks([nearly], [HeldOut("aime", [AIME], Rules(**off))])
+    assert [leak.best.rule for leak in found] == ([left] if left else [])
 
 
-def test_the_plainest_rule_names_the_benchmark():
+def test_the_plainest_rule_comes_first_and_every_benchmark_is_named():
     near = Problem("b/2", AIME.question.replace("9", "7"), "204")
-    found = list(find_leaks([AIME], [HeldOut("near", [near], Rules()), HeldOut("same", [AIME], Rules())]))
-    assert [(m.benchmark, m.rule) for m in found] == [("same", "exact")]
+    (leak,) = find_leaks([AIME], [HeldOut("near", [near], Rules()), HeldOut("same", [AIME], Rules())])
+    assert [(m.benchmark, m.rule) for m in leak.matches] == [("same", "exact"), ("near", "twin")]
+    assert leak.removed(AIME)["also"] == ["near"]
 
 
 # ------------------------------------------------------------------------------ solve rates
@@ -254,93 +254,6 @@ def test_posterior_interval_covers():
         low, high = posterior_interval(Count(sum(rng.random() < rate for _ in range(8)), 8))
         hits += low <= rate <= high
     assert 0.93 < hits / 2000 < 0.97
-
-
-# ------------------------------------------------------------------------------ selection
-
-
-@pytest.mark.parametrize(("window", "inside", "outside"), [
-    ({"min": 0.2, "max": 0.7}, [0.2, 0.5, 0.7], [0.19, 0.71]),
-    ({"above": 0, "max": 0.4}, [0.125, 0.4], [0, 0.5]),
-    ({"min": 0, "below": 1}, [0, 0.99], [1]),
-    ({}, [0, 1], []),
-])  # fmt: skip
-def test_window(window, inside, outside):
-    held = Window(**window)
-    assert all(map(held.holds, inside)) and not any(map(held.holds, outside))
-
-
-def test_only_correct_complete_chains_are_usable():
-    chains = [
-        chain("a", 2),
-        chain("a", 0, False),
-        chain("a", 1, finish="length"),
-        chain("a", 3, tokens=99),
-        Rollout("a", 4, "ungraded", 1, "stop", "m"),
-        chain("b", 0, None),
-    ]
-    assert {k: [c.index for c in v] for k, v in usable_chains(chains).items()} == {"a": [2, 3]}
-    assert [c.index for c in usable_chains(chains, max_tokens=50)["a"]] == [2]
-
-
-def test_choice_of_chain():
-    chains = [chain("a", 0, tokens=30, words="x"), chain("a", 1, tokens=10, words="xxx"), chain("a", 2, tokens=10)]
-    assert choose_chain(chains, "first", 0).index == 0
-    assert choose_chain(chains, "shortest", 0).index == 1
-    unknown = [chain("a", 0, tokens=0, words="xx"), chain("a", 1, tokens=9, words="x"), chain("a", 2, tokens=0)]
-    assert choose_chain(unknown, "shortest", 0).index == 1
-    drawn = Counter(choose_chain(chains, "random", seed).index for seed in range(300))
-    assert set(drawn) == {0, 1, 2} and max(drawn.values()) < 140
-
-
-def test_limit_and_quota_are_seeded_and_exact():
-    rows = [Problem(f"p{i}", "?", "1", source="ab"[i % 2]) for i in range(40)]
-    kept = [[p.id for p in rows if over_limit(rows, 10, seed)(p) is None] for seed in (0, 0, 1)]
-    assert kept[0] == kept[1] != kept[2] and len(kept[0]) == 10
-    quota = over_quota(rows, {"a": 3}, 0)
-    assert Counter(p.source for p in rows if quota(p) is None) == {"a": 3, "b": 20}
-
-
-def test_order():
-    rows = [
-        Problem("a", "?", "1", source="z", difficulty=5, solve_rate=0.2),
-        Problem("b", "?", "1", source="y", difficulty=3, solve_rate=0.2),
-        Problem("c", "?", "1", source="z", difficulty=5, solve_rate=0.6),
-    ]
-    assert [p.id for p in ordered(rows, "difficulty")] == ["b", "c", "a"]
-    assert [p.id for p in ordered(rows, "source")] == ["b", "a", "c"]
-    assert [p.id for p in ordered(rows, "none")] == ["a", "b", "c"]
-
-
-# ------------------------------------------------------------------------------ training rows
-
-
-@pytest.mark.parametrize(
-    ("written", "reasoning", "answer"),
-    [
-        ("<think>\nhm\n</think>\n\n\\boxed{1}", "\nhm\n", "\n\n\\boxed{1}"),
-        ("hm\n</think>\n\n\\boxed{1}", "hm\n", "\n\n\\boxed{1}"),
-        ("hm </think> no, </think> yes", "hm </think> no, ", " yes"),
-        ("\\boxed{1}", None, "\\boxed{1}"),
-        ("<|begin_of_thought|>\n\nhm\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n\\boxed{1}\n<|end_of_solution|>",
-         "\nhm\n", "\n\n\\boxed{1}"),
-    ],
-)  # fmt: skip
-def test_split_reasoning(written, reasoning, answer):
-    assert split_reasoning(written) == (reasoning, answer)
-
-
-def test_an_example_carries_its_lineage():
-    problem = Problem("p", "What is 0 + 1?", "1", source="s", licence="MIT", difficulty=2.0, solve_rate=0.5)
-    example = make_example(problem, chain("p", 3, words="hm\n</think>\n\n\\boxed{1}"))
-    assert [m.role for m in example.messages] == ["user", "assistant"]
-    assert example.messages[0].content.startswith("What is 0 + 1?") and "\\boxed{}" in example.messages[0].content
-    assert (example.messages[1].reasoning, example.messages[1].content) == ("hm\n", "\n\n\\boxed{1}")
-    assert (example.id, example.problem_id, example.difficulty) == ("p#3", "p", 2.0)
-    assert example.lineage == {
-        "source": "s", "licence": "MIT", "model": "m", "rollout": 3, "tokens": 10, "solve_rate": 0.5,
-        "verdict": {"grader": "math/1", "rung": "exact", "answer": "1"},
-    }  # fmt: skip
 
 
 # ------------------------------------------------------------------------------ stages

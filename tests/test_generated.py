@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 
-from fathom.curate.stage import DecontaminateConfig, DedupConfig, run_decontaminate, run_dedup
+from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
+from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.errors import InputError
 from fathom.graders import grade
 from fathom.ledger import Meter

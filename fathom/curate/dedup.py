@@ -1,122 +1,152 @@
 """Repeated problems: the same text, or the same numbers and answer in similar words.
 
-Near-duplicates are looked for only among problems with equal numbers and equal gold, so
-"What is 37 + 48?" never meets "What is 37 + 49?". Within such a block words are compared by
-Jaccard similarity; MinHash bands (rensa) choose the candidates where a block is large.
+Two passes. The first reduces every problem to a sketch and groups equal texts. The second looks for
+near-duplicates (`fingerprint.near`) among problems that share a group: equal numbers and gold (and, where
+these are many, a MinHash band of the words), or equal gold, a band, and a MinHash of the numbers. Time and
+memory grow with the number of problems, not of pairs: a group keeps at most `SMALL_BLOCK` to compare with.
 Not a semantic search: the same problem with other numbers or another wording altogether stays.
 """
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from rensa import RMinHash, RMinHashLSH
+import numpy as np
 
 from fathom.curate import text
-from fathom.records import Problem
+from fathom.curate.corpus import Progress, map_chunks, row_ids
+from fathom.curate.fingerprint import ADDED_NUMBERS, near
+from fathom.curate.sketch import BANDS, Sketches, mix, sketch
+from fathom.records import Problem, Rollout
 
 SMALL_BLOCK = 64
-"""Blocks up to this many distinct problems are compared pair by pair."""
-UNKNOWN_GOLD_SIMILARITY = 0.8
-"""Without a gold on both sides the words must agree this much, whatever the recipe asks."""
-_PERMUTATIONS, _BANDS = 128, 32
+"""Groups up to this many problems are compared pair by pair."""
 
 
 @dataclass(frozen=True)
 class Repeat:
-    """Row `row` repeats row `of` (positions in the input). rule: "same text", "same text, other gold" or "similar"."""
+    """Row `row` repeats row `of`, which is kept (positions in the input).
+
+    rule: "same text", "same text, other gold", "similar" or "contained"; score: 0-1.
+    """
 
     row: int
     of: int
     rule: str
-    similarity: float
+    score: float
 
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What is compared of one problem: its tokens and normalised text, its numbers and gold, its content words."""
-
-    tokens: list[str]
-    plain: str
-    block: tuple[tuple[str, ...], str | None]
-    words: frozenset[str]
-
-    @classmethod
-    def of(cls, problem: Problem) -> Fingerprint:
-        found = text.tokens(text.full_text(problem))
-        block = (text.numbers(found), text.same_gold(problem.gold))
-        return cls(found, " ".join(found), block, text.content(found))
-
-    def least_similarity(self, asked: float) -> float:
-        """The threshold for this problem: stricter without a gold that could tell two problems apart."""
-        return asked if self.block[1] is not None else max(asked, UNKNOWN_GOLD_SIMILARITY)
+def count_chains(chains: Iterable[Rollout]) -> dict[str, tuple[int, int]]:
+    """(chains that a grader found correct, all chains) per problem id: the greater, the more a row is worth keeping."""
+    correct: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for chain in chains:
+        every[chain.problem_id] += 1
+        correct[chain.problem_id] += chain.verdict is not None and chain.verdict.correct is True
+    return {key: (correct[key], count) for key, count in every.items()}
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """Shared over all words, 0-1; two empty sets are alike."""
-    return len(a & b) / len(a | b) if a | b else 1.0
+def find_repeats(
+    problems: Sequence[Problem],
+    chains: Mapping[str, tuple[int, int]],
+    similarity: float,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[Repeat]:
+    """Every row that repeats a kept one, in row order.
 
-
-@dataclass
-class Block:
-    """Distinct problems that share numbers and gold, and the search among them."""
-
-    threshold: float
-    rows: list[tuple[int, frozenset[str]]] = field(default_factory=list)
-    index: RMinHashLSH | None = None
-
-    def nearest(self, words: frozenset[str]) -> tuple[int, float] | None:
-        """The most similar row at or above the threshold (the earliest among equals)."""
-        scored = ((jaccard(words, other), -row) for row, other in self._candidates(words))
-        best = max(scored, default=(-1.0, 0))
-        return (-best[1], best[0]) if best[0] >= self.threshold else None
-
-    def add(self, row: int, words: frozenset[str]) -> None:
-        self.rows.append((row, words))
-        if self.index is not None:
-            self.index.insert(len(self.rows) - 1, _minhash(words))
-        elif len(self.rows) > SMALL_BLOCK and self.threshold >= 0.5:
-            self.index = RMinHashLSH(self.threshold, _PERMUTATIONS, _BANDS)
-            for position, (_, known) in enumerate(self.rows):
-                self.index.insert(position, _minhash(known))
-
-    def _candidates(self, words: frozenset[str]) -> Iterable[tuple[int, frozenset[str]]]:
-        if self.index is None:
-            return self.rows
-        return (self.rows[position] for position in sorted(self.index.query(_minhash(words))))
-
-
-def _minhash(words: frozenset[str]) -> RMinHash:
-    sketch = RMinHash(_PERMUTATIONS, 0)
-    sketch.update(sorted(words))
-    return sketch
-
-
-def find_repeats(problems: Sequence[Problem], chains: Mapping[str, int], similarity: float) -> list[Repeat]:
-    """Every row that repeats a kept one. chains: recorded chains per problem id.
-
-    Of each group the row with the most chains is kept, the first among equals. similarity: least
-    Jaccard similarity of content words, 0-1; at 0 equal numbers and equal gold are enough.
-    Returned in row order.
+    Of each group the row with the most correct chains is kept, among equals the one with the most
+    chains, then the first. chains: of `count_chains`. similarity: least Jaccard similarity of content
+    words, 0-1; at 0 equal numbers and equal gold are enough. workers, progress: see
+    `map_chunks`.
     """
-    prints = [Fingerprint.of(p) for p in problems]
-    by_text: dict[str, int] = {}
-    blocks: dict[object, Block] = {}
+    parts = list(map_chunks(sketch, problems, workers, progress))
+    if not parts:
+        return []
+    sketches = Sketches.joined(parts)
+    del parts
+    every = np.arange(len(problems))
+    worth = np.array([chains.get(key, (0, 0)) for key in row_ids(problems)], np.int64)
+    best_first = np.lexsort((every, -worth[:, 1], -worth[:, 0]))
+    first = _first_of_text(sketches.text, best_first)
+    nearest = _find_near(sketches, best_first[first[best_first] == best_first], similarity)
     repeats = []
-    for row in sorted(range(len(problems)), key=lambda i: (-chains.get(problems[i].id, 0), i)):
-        this = prints[row]
-        block = blocks.setdefault(this.block, Block(this.least_similarity(similarity)))
-        if this.plain in by_text:
-            of = by_text[this.plain]
-            same = prints[of].block[1] == this.block[1]
-            repeats.append(Repeat(row, of, "same text" if same else "same text, other gold", 1.0))
-        elif near := block.nearest(this.words):
-            repeats.append(Repeat(row, near[0], "similar", round(near[1], 4)))
-        else:
-            by_text[this.plain] = row
-            block.add(row, this.words)
-    return sorted(repeats, key=lambda r: r.row)
+    for row in np.flatnonzero(first != every).tolist():
+        of = int(first[row])
+        same_gold = sketches.gold[row] == sketches.gold[of]
+        same = Repeat(row, of, "same text" if same_gold else "same text, other gold", 1.0)
+        repeats.append(Repeat(row, nearest[of].of, nearest[of].rule, nearest[of].score) if of in nearest else same)
+    return sorted([*repeats, *nearest.values()], key=lambda r: r.row)
+
+
+def _first_of_text(texts: np.ndarray, best_first: np.ndarray) -> np.ndarray:
+    """For every row the best row with the same text, itself included."""
+    _, position, inverse = np.unique(texts[best_first], return_index=True, return_inverse=True)
+    first = np.empty_like(best_first)
+    first[best_first] = best_first[position[inverse]]
+    return first
+
+
+def _find_near(sketches: Sketches, rows: np.ndarray, similarity: float) -> dict[int, Repeat]:
+    """Near-duplicates among rows with different texts, given best first: row -> what it repeats."""
+    kept: defaultdict[int, list[int]] = defaultdict(list)
+    found = {}
+    for row, groups in _rows_with_groups(sketches, rows, similarity):
+        this = sketches.content(row)
+        best = None
+        for other in sorted({other for group in groups for other in kept[group]}):
+            verdict = near(this, sketches.content(other), similarity)
+            if verdict and (best is None or verdict.score > best.score):
+                best = Repeat(row, other, verdict.rule, round(verdict.score, 4))
+        if best:
+            found[row] = best
+            continue
+        for group in groups:
+            if len(kept[group]) < SMALL_BLOCK:
+                kept[group].append(row)
+    return found
+
+
+def _rows_with_groups(sketches: Sketches, rows: np.ndarray, similarity: float) -> Iterator[tuple[int, list[int]]]:
+    """The rows that share a group with another row, in the order given, each with its groups."""
+    positions, groups = [], []
+    offset = 0
+    for members, keys in _groupings(sketches, rows, similarity):
+        _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        shared = counts[inverse] > 1
+        positions.append(members[shared])
+        groups.append(inverse[shared] + offset)
+        offset += len(counts)
+    position, group = np.concatenate(positions), np.concatenate(groups)
+    order = np.lexsort((group, position))
+    position, group = position[order], group[order]
+    for own in np.split(np.arange(len(position)), np.flatnonzero(np.diff(position)) + 1):
+        if len(own):
+            yield int(rows[position[own[0]]]), group[own].tolist()
+
+
+def _groupings(sketches: Sketches, rows: np.ndarray, similarity: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(positions in `rows`, key of each): positions with equal keys are compared."""
+    everyone = np.arange(len(rows))
+    block = sketches.block[rows]
+    _, inverse, counts = np.unique(block, return_inverse=True, return_counts=True)
+    size = counts[inverse]
+    small = (size <= SMALL_BLOCK) | (similarity == 0)
+    yield everyone[small], block[small]
+    if similarity == 0:
+        return
+    known = sketches.gold[rows] != 0
+    numbers = sketches.numbers.sizes()[rows]
+    some, few = everyone[known & (numbers > 0)], everyone[known & (numbers <= ADDED_NUMBERS)]
+    for band in range(BANDS):
+        own = sketches.bands[rows, band]
+        if not small.all():
+            yield everyone[~small], mix(block[~small], own[~small])
+        yield some, mix(sketches.gold[rows[some]], own[some], sketches.numbers.least(band)[rows[some]])
+        if band % 2:
+            yield few, mix(sketches.gold[rows[few]], sketches.bands[rows[few], band - 1], own[few])
 
 
 def removed_rows(problems: Sequence[Problem], repeats: Iterable[Repeat]) -> Iterator[dict[str, object]]:
@@ -128,7 +158,7 @@ def removed_rows(problems: Sequence[Problem], repeats: Iterable[Repeat]) -> Iter
             "reason": f"{repeat.rule}: repeats {of.id}",
             "rule": repeat.rule,
             "other": of.id,
-            "similarity": repeat.similarity,
+            "similarity": repeat.score,
             "text": text.full_text(this),
             "other_text": text.full_text(of),
         }

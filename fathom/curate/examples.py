@@ -7,6 +7,8 @@ the chat template's business (`fathom.tokens`).
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
+from typing import Any
 
 from fathom.prompts import Prompt
 from fathom.prompts.ask import ask
@@ -35,20 +37,35 @@ def split_reasoning(text: str) -> tuple[str | None, str]:
 def make_example(problem: Problem, chain: Rollout, prompt: Prompt | None = None, system: str | None = None) -> Example:
     """The training row: prompt, then one assistant turn; lineage says where each part came from."""
     reasoning, answer = split_reasoning(chain.text)
-    verdict = chain.verdict
-    lineage = {
-        "source": problem.source,
-        "licence": problem.licence,
-        "model": chain.model,
-        "rollout": chain.index,
-        "tokens": chain.tokens,
-        "solve_rate": problem.solve_rate,
-        "verdict": {"grader": verdict.grader, "rung": verdict.rung, "answer": verdict.answer} if verdict else None,
-    }
     return Example(
         id=f"{problem.id}#{chain.index}",
         problem_id=problem.id,
         messages=[*ask(problem, prompt, system), Message("assistant", answer, reasoning)],
         difficulty=problem.difficulty,
-        lineage=lineage,
+        lineage=lineage(problem, chain),
     )
+
+
+def lineage(problem: Problem, chain: Rollout) -> dict[str, Any]:
+    """Where a training row came from. What is not known is not there.
+
+    model wrote chain number `rollout`, of `tokens` tokens, when asked the `prompt` (a hash) with that
+    `sampling`. solved: the counts and the interval behind solve_rate. rewrite: by whom, the share of
+    the text that was kept, how often it was asked for. usd: paid for this chain.
+    """
+    verdict = chain.verdict
+    facts = {
+        "source": problem.source or None,
+        "licence": problem.licence or None,
+        "model": chain.model,
+        "rollout": chain.index,
+        "tokens": chain.tokens or None,
+        "prompt": chain.meta.get("prompt"),
+        "sampling": asdict(chain.sampling) if chain.sampling else None,
+        "solve_rate": problem.solve_rate,
+        "solved": problem.meta.get("solve_rate"),
+        "verdict": {"grader": verdict.grader, "rung": verdict.rung, "answer": verdict.answer} if verdict else None,
+        "rewrite": chain.meta.get("rewrite"),
+        "usd": chain.meta.get("usd"),
+    }
+    return {name: value for name, value in facts.items() if value is not None}

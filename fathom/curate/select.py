@@ -1,14 +1,13 @@
-"""Which problems and which chain of each: windows, curriculum order, quotas, limits.
+"""Which problems and which chain of each: filters, windows, curriculum order, quotas, proportions, limits.
 
-Pure functions over records. Every cut is a named step that says whom it removed and why, so a
-funnel adds up row by row. Nothing here grades, samples or reads files.
+Pure functions over records; a cut gives each problem that goes its reason (see `funnel`). Nothing
+here grades, samples or reads files.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 from fathom.bands import Window
@@ -17,30 +16,6 @@ from fathom.records import Problem, Rollout
 
 ChainChoice = Literal["first", "shortest", "random"]
 Order = Literal["difficulty", "source", "none"]
-
-
-@dataclass
-class Funnel:
-    """Problems on their way through the cuts. steps: [label, rows left]; removed: rows with id and reason."""
-
-    problems: list[Problem]
-    steps: list[list[object]] = field(default_factory=list)
-    removed: list[dict[str, object]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.steps.append(["problems", len(self.problems)])
-
-    def keep(self, label: str, reason: Callable[[Problem], str | None]) -> None:
-        """Cut the problems that `reason` gives a reason for."""
-        kept = []
-        for problem in self.problems:
-            why = reason(problem)
-            if why is None:
-                kept.append(problem)
-            else:
-                self.removed.append({"id": problem.id, "reason": why})
-        self.problems = kept
-        self.steps.append([label, len(kept)])
 
 
 def in_window(name: Literal["solve_rate", "difficulty"], window: Window) -> Callable[[Problem], str | None]:
@@ -81,6 +56,16 @@ def choose_chain(chains: Sequence[Rollout], choice: ChainChoice, seed: int) -> R
     return min(chains, key=lambda c: (c.tokens if counted else len(c.text), c.index))
 
 
+def outside(where: Mapping[str, Sequence[str]]) -> Callable[[Problem], str | None]:
+    """A cut to the problems whose kind, source and licence are among those named."""
+
+    def reason(problem: Problem) -> str | None:
+        other = next((name for name, wanted in where.items() if getattr(problem, name) not in wanted), None)
+        return f"{other} {getattr(problem, other)!r} is not wanted" if other else None
+
+    return reason
+
+
 def over_quota(problems: Sequence[Problem], quotas: Mapping[str, int], seed: int) -> Callable[[Problem], str | None]:
     """A cut to at most `quotas[source]` problems of each named source, by seeded choice."""
     taken: Counter[str] = Counter()
@@ -90,6 +75,39 @@ def over_quota(problems: Sequence[Problem], quotas: Mapping[str, int], seed: int
         if taken[problem.source] > quotas.get(problem.source, len(problems)):
             cut[problem.id] = f"over the quota of {quotas[problem.source]} for source {problem.source}"
     return lambda problem: cut.get(problem.id)
+
+
+def proportions(available: Mapping[str, int], weights: Mapping[str, float], limit: int | None = None) -> dict[str, int]:
+    """Rows of each group in the largest mixture that keeps the weights: {"a": 10}, {"b": 30} at 1:2 -> 10 and 20.
+
+    available: rows there are, by group; groups without a weight count as 0. limit: most rows in all.
+    The group that runs out first bounds the total. Whole numbers by the largest remainder, never
+    more than are available.
+    """
+    whole = sum(weights.values())
+    shares = {name: weight / whole for name, weight in weights.items()}
+    total = min(available.get(name, 0) / share for name, share in shares.items())
+    total = int(min(total + 1e-9, sum(available.values()) if limit is None else limit))
+    counts = {name: int(total * share + 1e-9) for name, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda name: counts[name] - total * shares[name])
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += counts[name] < available.get(name, 0)
+    return counts
+
+
+def over_share(
+    problems: Sequence[Problem], weights: Mapping[str, float], limit: int | None, seed: int
+) -> Callable[[Problem], str | None]:
+    """A cut to the largest mixture of sources with these weights, by seeded choice; other sources go."""
+    counts = proportions(Counter(p.source for p in problems), weights, limit)
+    quota = over_quota(problems, {p.source: counts.get(p.source, 0) for p in problems}, seed)
+
+    def reason(problem: Problem) -> str | None:
+        if problem.source not in weights:
+            return f"source {problem.source!r} has no weight"
+        return f"over the share of {counts[problem.source]} for source {problem.source}" if quota(problem) else None
+
+    return reason
 
 
 def over_limit(problems: Sequence[Problem], limit: int, seed: int) -> Callable[[Problem], str | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fathom.chunks import write_rows
-from fathom.curate.stage import TokenizeConfig
+from fathom.curate.tokenize_config import TokenizeConfig
 from fathom.errors import InputError
 from fathom.records import Example, read_jsonl, write_jsonl
 from fathom.tokens import EncodedExample, encode_example, load_tokenizer, template_hash

@@ -1,18 +1,19 @@
-"""Reports: the files of a run directory in, `results.json`, `report.md`, `report.html` and `model/` out.
+"""Reports: the files of a run directory in, `results.json`, reports, cards, `model/` and `data/` out.
 
 It reads only files, trains and samples nothing, and never fetches anything. The same files give
 the same bytes: the only times in a report are those that the ledger and the manifests hold.
 
     read      run directory -> Run          page, charts, graph, evidence   -> report.html
-    facts     Run -> findings               markdown                        -> report.md, model card
+    facts     Run -> findings               markdown, data_card             -> report.md, cards of model and data
     words     findings -> sentences         terminal                        -> the table one sees
+    why       the way of one row            why_text                        -> its plain lines
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from fathom.report import markdown, page, publish
+from fathom.report import data_card, markdown, page, publish
 from fathom.report.read import read_run
 from fathom.report.terminal import print_run
 
@@ -29,7 +30,11 @@ def write(run_dir: Path) -> None:
     publish.write_text(run_dir / "report.html", page.render(run))
     final = run.stage(run.final)
     if final is not None:
-        publish.publish_model(final, run_dir / "model", markdown.model_card(run))
+        publish.publish(final, run_dir / "model", {publish.CARD: markdown.model_card(run)})
+    if card := data_card.of_run(run):
+        publish.write_text(run_dir / data_card.DATA_CARD, card)
+    for export in data_card.exports(run):
+        publish.publish(export, run_dir / "data" / export.name, data_card.beside_export(run, export))
 
 
 def print_summary(run_dir: Path) -> None:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fathom.bill import BillLine
-from fathom.report.read import Run
+from fathom.report.read import Run, Stage
 
 Row = Mapping[str, Any]
 """A line of results.json (one model, benchmark and sampling; rates are fractions of 1), removed.jsonl or examples.jsonl."""
@@ -156,19 +156,23 @@ class FunnelStep:
     samples: tuple[Row, ...]
 
 
-@lru_cache(maxsize=1)
 def funnel(run: Run) -> list[FunnelStep]:
-    """The stages that report a funnel, in the recipe's order. Read once: a corpus sets a million rows aside."""
-    steps = []
-    for stage in run.stages:
-        counts = tuple((str(label), int(count)) for label, count in stage.metrics.get("funnel", ()))
-        if counts:
-            removed = tuple(stage.lines("removed.jsonl"))
-            groups = by_reason(removed)
-            samples = tuple(row for _, group in groups for row in group[:SAMPLES_PER_REASON])
-            reasons = tuple((reason, len(group)) for reason, group in groups)
-            steps.append(FunnelStep(stage.name, counts, len(removed), reasons, samples))
-    return steps
+    """The stages that report a funnel, in the recipe's order."""
+    return [step for stage in run.stages if (step := _funnel_step(stage))]
+
+
+@lru_cache(maxsize=64)
+def _funnel_step(stage: Stage) -> FunnelStep | None:
+    """A stage's step, or None. Read once: a corpus sets a million rows aside."""
+    counts = tuple((str(label), int(count)) for label, count in stage.metrics.get("funnel", ()))
+    if not counts:
+        return None
+    removed = stage.lines("removed.jsonl")
+    groups = by_reason(removed)
+    samples = tuple(row for _, group in groups for row in group[:SAMPLES_PER_REASON])
+    return FunnelStep(
+        stage.name, counts, len(removed), tuple((reason, len(group)) for reason, group in groups), samples
+    )
 
 
 def last_steps(run: Run) -> list[FunnelStep]:

@@ -1,4 +1,4 @@
-"""Puts what programs and people rely on beside the artifacts: results.json, model/, report.md, report.html.
+"""Puts what programs and people rely on beside the artifacts: results.json, model/, data/, cards and reports.
 
 Every file is written aside and renamed, and only when it differs, so writing a report again changes nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from fathom.report.read import Run, Stage
@@ -14,7 +15,8 @@ from fathom.store import disk_errors, hash_file, write_json
 
 CARD = "README.md"
 NOT_PUBLISHED = {CARD, "train_log.jsonl", "removed.jsonl"}
-"""Files of a model stage's artifact that are not part of the model (its card is the run's own)."""
+"""Files of a stage's artifact that are not part of what it made (a model's card is the run's own)."""
+LINKED = {".safetensors", ".parquet"}
 
 
 def write_results(run: Run) -> None:
@@ -32,13 +34,13 @@ def write_text(path: Path, text: str) -> None:
         os.replace(aside, path)
 
 
-def publish_model(stage: Stage, published: Path, card: str) -> None:
-    """Make `published` hold the model of a stage and its card.
+def publish(stage: Stage, published: Path, cards: Mapping[str, str]) -> None:
+    """Make `published` hold what a stage wrote, a model or exported data, and the texts of `cards` by file name.
 
-    Weights are hard links where the file system has them: a 30 GB model is not stored twice.
+    Weights and Parquet files are hard links where the file system has them: 30 GB are not stored twice.
     """
     names = [name for name in stage.manifest["files"] if name not in NOT_PUBLISHED]
-    if not _holds(published, stage, names):
+    if not _holds(published, stage, names, cards):
         aside = published.with_name(f".{published.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         with disk_errors(published):
@@ -48,12 +50,13 @@ def publish_model(stage: Stage, published: Path, card: str) -> None:
                 _link_or_copy(stage.directory / name, target)
             shutil.rmtree(published, ignore_errors=True)
             os.rename(aside, published)
-    write_text(published / CARD, card)
+    for name, text in cards.items():
+        write_text(published / name, text)
 
 
-def _holds(published: Path, stage: Stage, names: list[str]) -> bool:
+def _holds(published: Path, stage: Stage, names: list[str], cards: Collection[str]) -> bool:
     present = {p.relative_to(published).as_posix() for p in published.rglob("*") if p.is_file()}
-    if present - {CARD} != set(names):
+    if present - set(cards) != set(names):
         return False
     return all(_same(published / name, stage.directory / name, stage.manifest["files"][name]) for name in names)
 
@@ -65,7 +68,7 @@ def _same(file: Path, original: Path, entry: dict) -> bool:
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
-    if source.suffix == ".safetensors":
+    if source.suffix in LINKED:
         try:
             os.link(source, target)
             return

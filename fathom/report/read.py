@@ -22,7 +22,7 @@ from fathom.records import Rollout, json_lines, read_jsonl
 from fathom.store import read_json, read_manifest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """A finished stage: its name in the recipe, its artifact and what the manifest says of it."""
 

@@ -1,0 +1,239 @@
+"""data_card.md: what a set of training rows is, where it came from, how it was checked, what it cost, how to rebuild it.
+
+Of a whole run (the rows that its trainings read) or of one exported set. Counts and names are those of
+the rows' own lineage and of the manifests; what neither says is told as unknown.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fathom.records import json_lines
+from fathom.report import facts, markdown, words
+from fathom.report.markdown import Sections, escape, table
+from fathom.report.read import Run, Stage, read_run
+from fathom.store import read_json
+
+CERTIFICATE, DATA_CARD = "certificate.json", "data_card.md"
+UNKNOWN = "unknown"
+Row = Mapping[str, Any]
+
+
+def of_run(run: Run) -> str | None:
+    """The card of what a run trains on, else of its last selections; None where it has chosen nothing."""
+    reads = facts.inputs(run)
+    read = {name for stage in run.of("sft", "grpo", "prefer") for name in reads[stage.name]}
+    chosen = [stage for stage in run.stages if stage.name in read and any(path.is_file() for path in _files(stage))]
+    if not chosen:
+        selected = run.of("select", "mix")
+        passed_on = {name for stage in selected for name in reads[stage.name]}
+        chosen = [stage for stage in selected if stage.name not in passed_on]
+    return render(run, chosen, f"Data of {run.name}") if chosen else None
+
+
+def exports(run: Run) -> list[Stage]:
+    """The finished exports whose rows are still there."""
+    return [stage for stage in run.of("export") if run.stage(stage.config["rows"])]
+
+
+def beside_export(run: Run, export: Stage) -> dict[str, str]:
+    """What lies beside one exported set, by file name: its card, and the certificates of its decontaminations.
+
+    Funnel, certificates and bill are those of the stages that the rows came through.
+    """
+    run, source = _origin(run, run.stage(export.config["rows"]))
+    files = ", ".join(f"`{name}`" for name in export.manifest["files"] if name != "removed.jsonl")
+    card = render(run, [source], f"{run.name}: {source.name} as {', '.join(export.config['formats'])}", files)
+    stages = _upstream(run, [source.name]).of("decontaminate")
+    paths = {f"{stage.name}.{CERTIFICATE}": stage.directory / CERTIFICATE for stage in stages}
+    certificates = {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path.is_file()}
+    return {DATA_CARD: card, **certificates}
+
+
+def _origin(run: Run, source: Stage) -> tuple[Run, Stage]:
+    """Where rows come from: the run itself, or the one that they were taken from by hand and that still has them."""
+    path = Path(source.config["path"]) if source.op == "given" else Path()
+    if path.parent.name == "artifacts" and (path.parent.parent / "recipe.yaml").is_file():
+        origin = read_run(path.parent.parent)
+        first = origin.stage(path.name)
+        if first and first.manifest["files"] == source.manifest["files"]:
+            return origin, first
+    return run, source
+
+
+def render(run: Run, chosen: Sequence[Stage], title: str, files: str = "") -> str:
+    """The card of the rows of some stages; the same run gives the same bytes."""
+    upstream = _upstream(run, [stage.name for stage in chosen])
+    rows = [row for stage in chosen for row in _rows(stage)]
+    parts = [
+        f"# {escape(title)}",
+        markdown.which_run(run),
+        f"{words.number(len(rows))} rows, from {escape(' and '.join(stage.name for stage in chosen))}.",
+        *([f"Files: {files}."] if files else []),
+        *contents(rows),
+        *teachers(rows),
+        *checks(rows),
+        *decontamination(upstream),
+        *markdown.funnel(upstream),
+        *_cost(upstream, rows),
+        *_rebuild(run, upstream),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _upstream(run: Run, names: Collection[str]) -> Run:
+    """The run with these stages and those that they came through, and their part of the bill."""
+    reads = facts.inputs(run)
+    needed, waiting = set(names), list(names)
+    while waiting:
+        new = set(reads.get(waiting.pop(), ())) - needed
+        needed |= new
+        waiting += new
+    stages = tuple(stage for stage in run.stages if stage.name in needed)
+    return replace(run, stages=stages, bill=tuple(line for line in run.bill if line.stage in needed))
+
+
+def _files(stage: Stage) -> tuple[Path, Path]:
+    return stage.directory / "examples.jsonl", stage.directory / "problems.jsonl"
+
+
+def _rows(stage: Stage) -> list[Row]:
+    """Lineage of the training rows, without their texts; where a stage hands on problems only, what they tell of it."""
+    examples, problems = _files(stage)
+    if examples.is_file():
+        return [{"id": row["id"], "lineage": row.get("lineage", {})} for _, row in json_lines(examples)]
+    told = ("source", "licence", "solve_rate")
+    rows = (row for _, row in json_lines(problems)) if problems.is_file() else ()
+    return [{"id": row["id"], "lineage": {name: row[name] for name in told if name in row}} for row in rows]
+
+
+# ------------------------------------------------------------------------------ sections
+
+
+def contents(rows: Sequence[Row]) -> Sections:
+    """Rows by source and licence, and rolled up by licence."""
+    by_source = [(source, licence, words.number(n)) for source, licence, n in facts.licences(rows)]
+    licences = _counted(rows, lambda lineage: lineage.get("licence"))
+    parts = _counted(rows, lambda lineage: lineage.get("part"))
+    blocks = ["## Sources and licences", table(("source", "licence", "rows"), by_source)]
+    blocks += [f"By licence: {_listed(licences)}."]
+    if parts and UNKNOWN not in parts:
+        blocks.append(f"By part of the mixture: {_listed(parts)}.")
+    if missing := licences.get(UNKNOWN):
+        blocks.append(
+            f"**{words.number(missing)} rows have no stated licence**: ask their source before you publish them."
+        )
+    return blocks
+
+
+def teachers(rows: Sequence[Row]) -> Sections:
+    """Who wrote the answers, how they were sampled, and who rewrote them."""
+    models = Counter((_lineage(row).get("model"), _told(_lineage(row).get("sampling"))) for row in rows)
+    lines = [(model, sampling, words.number(n)) for (model, sampling), n in models.most_common() if model]
+    if not lines:
+        return []
+    blocks = ["## Who wrote the answers", table(("model", "sampling", "rows"), lines)]
+    prompts = {row["lineage"]["prompt"] for row in rows if _lineage(row).get("prompt")}
+    if prompts:
+        blocks.append(f"Distinct prompts, by their hash: {words.number(len(prompts))}.")
+    rewrites = [rewrite for row in rows if (rewrite := _lineage(row).get("rewrite"))]
+    for name, count in Counter(str(r.get("by", UNKNOWN)) for r in rewrites).most_common():
+        shares = [r["kept"] for r in rewrites if str(r.get("by", UNKNOWN)) == name and "kept" in r]
+        kept = f", which kept {sum(shares) / len(shares):.1%} of their words" if shares else ""
+        blocks.append(f"{words.number(count)} rows were rewritten by {escape(name)}{kept}.")
+    return blocks
+
+
+def checks(rows: Sequence[Row]) -> Sections:
+    """Which version of which grader found the answers right, by which rule, and how hard the problems are."""
+    verdicts = [verdict for row in rows if (verdict := _lineage(row).get("verdict"))]
+    counts = Counter((v.get("grader", UNKNOWN), v.get("rung") or UNKNOWN) for v in verdicts)
+    lines = [(grader, rung, words.number(n)) for (grader, rung), n in sorted(counts.items())]
+    blocks = [table(("grader", "decided by", "rows"), lines)] if lines else []
+    if unchecked := len(rows) - len(verdicts):
+        blocks.append(f"{words.number(unchecked)} rows carry no verdict.")
+    rates = [rate for row in rows if (rate := _lineage(row).get("solve_rate")) is not None]
+    if rates:
+        mean = words.percent(sum(rates) / len(rates))
+        blocks.append(f"Mean solve rate of the base model: {mean}, over {words.number(len(rates))} rows that have one.")
+    return ["## How they were checked", *blocks] if blocks else []
+
+
+def decontamination(run: Run) -> Sections:
+    """Per benchmark what was recognised and by which rule, from the certificate; from the metrics where there is none."""
+    blocks = [block for stage in run.of("decontaminate") for block in _decontaminated(stage)]
+    told = "**Not decontaminated**: no stage compared these rows with a benchmark."
+    return ["## Decontamination", *(blocks or [told])]
+
+
+def _decontaminated(stage: Stage) -> Sections:
+    path = stage.directory / CERTIFICATE
+    if not path.is_file():
+        counts = stage.metrics.get("by_benchmark", {})
+        return [f"Stage {escape(stage.name)} removed {_listed(counts)}."]
+    certificate = read_json(path)
+    count = certificate["problems"]
+    lines = [
+        (b["name"], words.number(b["problems"]), words.number(b["removed"]), _told(b["by_rule"]), b["sha256"][:16])
+        for b in certificate["benchmarks"]
+    ]
+    names = escape(" and ".join(b["name"] for b in certificate["benchmarks"]))
+    file_hash = stage.manifest["files"][CERTIFICATE]["sha256"]
+    return [
+        f"Stage {escape(stage.name)} compared {words.number(count['read'])} problems with every problem of {names}, "
+        f"removed {words.number(count['removed'])} and kept {words.number(count['kept'])} (SHA-256 of what it kept: "
+        f"`{certificate['kept_sha256']}`). The removed rows stand in its `{CERTIFICATE}` (SHA-256 `{file_hash}`).",
+        table(("benchmark", "problems", "recognised", "by rule", "SHA-256 of its rows"), lines),
+    ]
+
+
+def _cost(upstream: Run, rows: Sequence[Row]) -> Sections:
+    """The bill of the stages that made the rows, and what the rows themselves say they cost."""
+    paid = [sum(known) for row in rows if (known := _payments(_lineage(row)))]
+    blocks = markdown.cost(upstream)
+    if paid:
+        mean = f"{100 * sum(paid) / len(paid):.3g} cents"
+        blocks.append(
+            f"Calls for these rows: {words.dollars(sum(paid))}, {mean} for each of {words.number(len(paid))} rows."
+        )
+    return blocks
+
+
+def _payments(lineage: Row) -> list[float]:
+    costs = (lineage.get("usd"), (lineage.get("rewrite") or {}).get("usd"))
+    return [usd for usd in costs if usd is not None]
+
+
+def _rebuild(run: Run, upstream: Run) -> Sections:
+    """Keys, versions, the command, and the recipe whole."""
+    blocks = markdown.provenance(upstream)
+    lead = "The same recipe, seed and inputs give the same rows; `fathom why ROW` tells the way of any one of them."
+    return ["## How to make it again", lead, *blocks[1:], *markdown.recipe(run)[1:]] if blocks else []
+
+
+# ------------------------------------------------------------------------------ small words
+
+
+def _lineage(row: Row) -> Row:
+    return row.get("lineage", {})
+
+
+def _counted(rows: Iterable[Row], key: Any) -> dict[str, int]:
+    counts = Counter(str(key(_lineage(row)) or UNKNOWN) for row in rows)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{escape(name)} {words.number(count)}" for name, count in counts.items()) or "nothing"
+
+
+def _told(values: Mapping[str, Any] | None) -> str:
+    """Plain values in one cell; unknown where there are none."""
+    if values is None:
+        return UNKNOWN
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items()) or "none"
