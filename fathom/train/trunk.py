@@ -1,0 +1,156 @@
+"""A model's decoder layers and head as one explicitly differentiated step: `FusedStep`.
+
+The fast path of the training loop for models of the Llama family. It computes what the model's own
+modules compute (`model.py` is the plain path and the reference) on the model's own parameters,
+which it lays out flat per layer. It does not load, save or optimize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from fathom.train import block
+from fathom.train.attention_kernels import Autotune, Heads, Spans
+from fathom.train.batch import Pack
+from fathom.train.flat_layer import FlatLayer
+from fathom.train.gemms import Gemms, PlainGemms, add_small
+from fathom.train.head import nll
+from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
+from fathom.train.layer_plan import LayerPlan
+from fathom.train.offload import HostPool, Keeper
+
+FAMILY = ("llama", "qwen2")
+"""Values of `model_type` whose layers `block.py` computes."""
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why the fused step can't run this model; None where it can."""
+    config = model.config
+    if config.model_type not in FAMILY:
+        return f"model type {config.model_type}"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act}"
+    if config.attention_dropout:
+        return "attention dropout"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "sliding-window attention"
+    if any(p.bias is not None for layer in model.model.layers for p in (layer.self_attn.o_proj, layer.mlp.down_proj)):
+        return "biases on output projections"
+    if not all(p.requires_grad for p in model.parameters()):
+        return "frozen parameters"
+    if len({p.dtype for p in model.parameters()}) > 1:
+        return "parameters of several dtypes"
+    return None
+
+
+class FusedStep:
+    """Forward and backward of a whole model on packs.
+
+    plans: one per layer; None keeps everything on the device. The model must be on its device, in
+    its dtype, before: moving it afterwards breaks the flat layout. Raises ValueError for a model
+    that `why_not` refuses.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, plans: Sequence[LayerPlan] | None = None, gemms: Gemms | None = None
+    ) -> None:
+        if reason := why_not(model):
+            raise ValueError(f"no fused step for this model: {reason}")
+        self.model = model
+        self.layers = [FlatLayer(layer) for layer in model.model.layers]
+        self.plans = list(plans) if plans is not None else [LayerPlan()] * len(self.layers)
+        self.gemms = gemms or PlainGemms()
+        attention = model.model.layers[0].self_attn
+        config = model.config
+        self.heads = Heads(
+            config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling
+        )
+        self.autotune = Autotune(self.heads, model.dtype, model.device)
+        self.pool = HostPool(model.device)
+        self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
+
+    def hidden(self, pack: Pack) -> torch.Tensor:
+        """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
+        embedded = self.model.get_input_embeddings()(pack.ids_T.to(self.model.device))
+        return _Layers.apply(embedded, self, self._stream(pack))
+
+    def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
+
+        weights_N: float32, on the model's device.
+        """
+        hidden = self.hidden(pack)
+        head = self.model.get_output_embeddings().weight
+        sources = pack.sources_N.to(self.model.device)
+        everything = len(sources) == len(hidden)
+        predicting = hidden.detach() if everything else hidden.detach().index_select(0, sources)
+        total, grad = nll(predicting, head, pack.targets_N.to(self.model.device), weights_N)
+        if not everything:
+            grad = torch.zeros_like(hidden).index_copy_(0, sources, grad)
+        del predicting
+        hidden.backward(grad)
+        return total
+
+    def _stream(self, pack: Pack) -> block.Stream:
+        device = self.model.device
+        spans = Spans.of(pack.lengths, device)
+        like = torch.empty(0, dtype=self.model.dtype, device=device)
+        cos, sin = self.model.model.rotary_emb(like, pack.positions_T[None].to(device))
+        eps = self.model.config.rms_norm_eps
+        return block.Stream(spans, cos[0], sin[0], self.heads, eps, self.autotune.kernel(spans), self.gemms)
+
+    def forward(self, x_T_D: torch.Tensor, stream: block.Stream, keeper: Keeper | None) -> list[torch.Tensor]:
+        """[last stream, its norm, 1 / its root mean square]; what backward needs goes to `keeper`."""
+        delta = None
+        for number, layer in enumerate(self.layers):
+            if keeper is not None:
+                keeper.settle(number)
+            x_T_D, delta = block.forward(x_T_D, delta, layer.weights, stream, keeper, number)
+        return list(add_rmsnorm(x_T_D, delta, self._norm.weight, stream.eps))
+
+    def backward(
+        self, grad_T_D: torch.Tensor, x_T_D: torch.Tensor, rstd_T: torch.Tensor, stream: block.Stream, keeper: Keeper
+    ) -> torch.Tensor:
+        """Gradient of the embedded tokens; the parameters' gradients go where the optimizer finds them."""
+        keeper.prefetch(len(self.layers) - 1)
+        norm = self._norm.weight
+        grad_T_D, norm_grad = rmsnorm_backward_(x_T_D, rstd_T, norm, grad_T_D.contiguous(), None)
+        new = norm.grad is None
+        if new:
+            norm.grad = torch.empty_like(norm)
+        add_small(norm.grad, norm_grad, new)
+        for number in reversed(range(len(self.layers))):
+            kept = keeper.take(number)
+            keeper.prefetch(number - 1)
+            gradients, new = self.layers[number].gradients()
+            grad_T_D = block.backward(kept, grad_T_D, self.layers[number].weights, gradients, new, stream)
+        return grad_T_D
+
+    @property
+    def _norm(self) -> nn.Module:
+        return self.model.model.norm
+
+
+class _Layers(torch.autograd.Function):
+    """All layers and the last norm, as autograd sees them: embedded tokens in, normed hidden states out.
+
+    Backward runs once, and overwrites the gradient that it is given.
+    """
+
+    @staticmethod
+    def forward(ctx, embedded_T_D, step: FusedStep, stream: block.Stream):
+        keeper = Keeper(step.plans, step.pool, step._side) if ctx.needs_input_grad[0] else None
+        x_T_D, normed, rstd_T = step.forward(embedded_T_D, stream, keeper)
+        ctx.kept = (x_T_D, rstd_T, stream, keeper)
+        ctx.step = step
+        return normed
+
+    @staticmethod
+    def backward(ctx, grad_T_D):
+        x_T_D, rstd_T, stream, keeper = ctx.kept
+        ctx.kept = None
+        return ctx.step.backward(grad_T_D, x_T_D, rstd_T, stream, keeper), None, None
