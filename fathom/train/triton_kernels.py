@@ -55,8 +55,9 @@ def _rmsnorm_backward(
     inside = column < width
     weight = tl.load(WEIGHT + column, mask=inside, other=0.0).to(tl.float32)
     weight_grad = tl.zeros((BLOCK,), dtype=tl.float32)
-    for row in range(tl.program_id(0), rows, tl.num_programs(0)):
-        at = row.to(tl.int64) * width + column
+    row = tl.program_id(0).to(tl.int64)
+    for _ in range(0, tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))):
+        at = row * width + column
         x = tl.load(X + at, mask=inside, other=0.0)
         grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(RSTD + row)
@@ -69,6 +70,7 @@ def _rmsnorm_backward(
             dx += tl.load(RESIDUAL + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(DX + at, dx.to(x.dtype), mask=inside)
         tl.store(GRAD + at, (rounded * weight).to(x.dtype), mask=inside)
+        row += tl.num_programs(0)
     tl.store(PARTIAL + tl.program_id(0).to(tl.int64) * width + column, weight_grad, mask=inside)
 
 
