@@ -113,14 +113,16 @@ def mlp_backward(
     """Gradient of the stream between attention and MLP."""
     gemms = stream.gemms
     gate_up = kept.pop("gate_up")
-    hidden = gemms.grad_input(grad_T_D, weights.down)
+    ready = gemms.gradient(grad_T_D)
+    hidden = gemms.grad_input(ready, weights.down)
     swiglu_backward_(gate_up, hidden)
-    gemms.grad_weight(grad_T_D, hidden, gradients.down, new)
+    gemms.grad_weight(ready, hidden, gradients.down, new)
     del hidden
-    normed = gemms.grad_input(gate_up, weights.gate_up)
+    ready = gemms.gradient(gate_up)
+    normed = gemms.grad_input(ready, weights.gate_up)
     grad_T_D, norm_grad = rmsnorm_backward_(kept.pop("x2"), kept.pop("rstd2"), weights.norm2, normed, grad_T_D)
     add_small(gradients.norm2, norm_grad, new)
-    gemms.grad_weight(gate_up, normed, gradients.gate_up, new)
+    gemms.grad_weight(ready, normed, gradients.gate_up, new)
     return grad_T_D
 
 
@@ -130,16 +132,18 @@ def attention_backward(
     """Gradient of the layer's input from that of the stream after attention."""
     gemms, heads = stream.gemms, stream.heads
     qkv, attended = kept.pop("qkv"), Attended(kept.pop("attn"), kept.pop("stats"))
-    mixed_grad = gemms.grad_input(grad_T_D, weights.o)
-    gemms.grad_weight(grad_T_D, attended.out, gradients.o, new)
+    ready = gemms.gradient(grad_T_D)
+    mixed_grad = gemms.grad_input(ready, weights.o)
+    gemms.grad_weight(ready, attended.out, gradients.o, new)
     grads = stream.attention.backward(mixed_grad, qkv, attended, heads, stream.spans)
     del attended, mixed_grad
     rope_backward_(grads, stream.cos_T_d, stream.sin_T_d, out_T_W=qkv)
     del grads
     if gradients.qkv_bias is not None:
         add_small(gradients.qkv_bias, qkv.sum(0), new)
-    normed = gemms.grad_input(qkv, weights.qkv)
+    ready = gemms.gradient(qkv)
+    normed = gemms.grad_input(ready, weights.qkv)
     grad_T_D, norm_grad = rmsnorm_backward_(kept.pop("x1"), kept.pop("rstd1"), weights.norm1, normed, grad_T_D)
     add_small(gradients.norm1, norm_grad, new)
-    gemms.grad_weight(qkv, normed, gradients.qkv, new)
+    gemms.grad_weight(ready, normed, gradients.qkv, new)
     return grad_T_D

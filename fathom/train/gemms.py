@@ -6,24 +6,28 @@ three in eight bits.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import linear
 
 
 class Gemms(Protocol):
-    """x: (T, K). weight: (N, K). grad: (T, N)."""
+    """x: (T, K). weight: (N, K). grad: (T, N), made ready once by `gradient` for both products that it enters."""
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x @ weight^T + bias."""
         ...
 
-    def grad_input(self, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def gradient(self, grad: torch.Tensor) -> Any:
+        """The form in which the two functions below take a gradient. It may share the gradient's memory."""
+        ...
+
+    def grad_input(self, grad: Any, weight: torch.Tensor) -> torch.Tensor:
         """grad @ weight."""
         ...
 
-    def grad_weight(self, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, new: bool) -> None:
+    def grad_weight(self, grad: Any, x: torch.Tensor, target: torch.Tensor, new: bool) -> None:
         """target += grad^T @ x; without reading the target where it is new."""
         ...
 
@@ -33,6 +37,9 @@ class PlainGemms:
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear(x, weight, bias)
+
+    def gradient(self, grad: torch.Tensor) -> torch.Tensor:
+        return grad
 
     def grad_input(self, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return grad @ weight

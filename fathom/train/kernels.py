@@ -19,7 +19,7 @@ from torch.nn.functional import silu
 
 
 @cache
-def _triton() -> ModuleType:
+def triton_kernels() -> ModuleType:
     """The Triton kernels: not importable where there is no Triton."""
     return importlib.import_module("fathom.train.triton_kernels")
 
@@ -29,7 +29,7 @@ def add_rmsnorm(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(x + delta, its RMSNorm times weight, 1 / root mean square of each row in float32); x itself without delta."""
     if x_T_D.is_cuda:
-        return _triton().add_rmsnorm(x_T_D, delta_T_D, weight_D, eps)
+        return triton_kernels().add_rmsnorm(x_T_D, delta_T_D, weight_D, eps)
     total = x_T_D if delta_T_D is None else x_T_D + delta_T_D
     wide = total.to(_wide(total))
     rstd = torch.rsqrt(wide.square().mean(-1) + eps)
@@ -49,7 +49,7 @@ def rmsnorm_backward_(
     GEMM needs.
     """
     if x_T_D.is_cuda:
-        return _triton().rmsnorm_backward_(x_T_D, rstd_T, weight_D, grad_T_D, residual_T_D)
+        return triton_kernels().rmsnorm_backward_(x_T_D, rstd_T, weight_D, grad_T_D, residual_T_D)
     wide = _wide(x_T_D)
     unit = x_T_D.to(wide) * rstd_T[:, None]
     grad = grad_T_D.to(wide)
@@ -66,7 +66,7 @@ def rmsnorm_backward_(
 def rope_(qkv_T_W: torch.Tensor, cos_T_d: torch.Tensor, sin_T_d: torch.Tensor, rotated_heads: int) -> None:
     """Rotate the first `rotated_heads` heads of every row (queries and keys) by its position, in place."""
     if qkv_T_W.is_cuda:
-        _triton().rope_(qkv_T_W, cos_T_d, sin_T_d, rotated_heads)
+        triton_kernels().rope_(qkv_T_W, cos_T_d, sin_T_d, rotated_heads)
         return
     size = cos_T_d.shape[1]
     heads = qkv_T_W[:, : rotated_heads * size].unflatten(1, (rotated_heads, size))
@@ -78,7 +78,7 @@ def rope_backward_(
 ) -> None:
     """Write the gradients of queries, keys and values side by side into `out_T_W`, the first two rotated back."""
     if out_T_W.is_cuda:
-        _triton().rope_backward_(grads_T_H_d, cos_T_d, sin_T_d, out_T_W)
+        triton_kernels().rope_backward_(grads_T_H_d, cos_T_d, sin_T_d, out_T_W)
         return
     query, key, value = grads_T_H_d
     back = [_rotated(grad, cos_T_d, -sin_T_d) for grad in (query, key)]
@@ -88,7 +88,7 @@ def rope_backward_(
 def swiglu(gate_up_T_2I: torch.Tensor) -> torch.Tensor:
     """silu(gate) * up, of the two halves of every row: (T, I)."""
     if gate_up_T_2I.is_cuda:
-        return _triton().swiglu(gate_up_T_2I)
+        return triton_kernels().swiglu(gate_up_T_2I)
     gate, up = gate_up_T_2I.chunk(2, dim=1)
     return silu(gate) * up
 
@@ -96,7 +96,7 @@ def swiglu(gate_up_T_2I: torch.Tensor) -> torch.Tensor:
 def swiglu_backward_(gate_up_T_2I: torch.Tensor, grad_T_I: torch.Tensor) -> None:
     """Gradients of `swiglu`: overwrites `gate_up_T_2I` with its gradient and `grad_T_I` with the forward output."""
     if gate_up_T_2I.is_cuda:
-        _triton().swiglu_backward_(gate_up_T_2I, grad_T_I)
+        triton_kernels().swiglu_backward_(gate_up_T_2I, grad_T_I)
         return
     gate, up = gate_up_T_2I.chunk(2, dim=1)
     sigmoid = torch.sigmoid(gate)
@@ -111,7 +111,7 @@ def swiglu_backward_(gate_up_T_2I: torch.Tensor, grad_T_I: torch.Tensor) -> None
 def cross_entropy_(logits_R_V: torch.Tensor, targets_R: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:
     """log p(target) of every row, float32; `logits_R_V` is overwritten with the gradient of -sum(weight * log p)."""
     if logits_R_V.is_cuda:
-        return _triton().cross_entropy_(logits_R_V, targets_R, weights_R)
+        return triton_kernels().cross_entropy_(logits_R_V, targets_R, weights_R)
     logprobs = torch.log_softmax(logits_R_V.to(_wide(logits_R_V)), dim=-1)
     chosen = logprobs.gather(1, targets_R[:, None]).squeeze(1)
     slope = logprobs.exp_().mul_(weights_R[:, None])

@@ -15,6 +15,8 @@ NORM_PROGRAMS = 528
 """Programs of the norm's backward pass: four per multiprocessor of an H200; each sums its rows' weight gradient."""
 CE_BLOCK = 8192
 SWIGLU_BLOCK = 1024
+AMAX_BLOCK, AMAX_PROGRAMS = 8192, 1056
+FLOAT8_BLOCK = 128
 
 
 @triton.jit
@@ -226,6 +228,57 @@ def cross_entropy_(logits_R_V, targets_R, weights_R):
     block = min(CE_BLOCK, triton.next_power_of_2(width))
     _cross_entropy[(rows,)](logits_R_V, targets_R, weights_R, logprobs, width, BLOCK=block, num_warps=_warps(block))
     return logprobs
+
+
+@triton.jit
+def _amax(X, AMAX, count, BLOCK: tl.constexpr):
+    largest = tl.zeros((BLOCK,), dtype=tl.float32)
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    for _ in range(0, tl.cdiv(count - start, tl.num_programs(0) * BLOCK)):
+        place = start + tl.arange(0, BLOCK)
+        largest = tl.maximum(largest, tl.abs(tl.load(X + place, mask=place < count, other=0.0).to(tl.float32)))
+        start += tl.num_programs(0) * BLOCK
+    tl.atomic_max(AMAX, tl.max(largest, axis=0))
+
+
+def amax(x):
+    out = torch.zeros((), dtype=torch.float32, device=x.device)
+    programs = min(AMAX_PROGRAMS, triton.cdiv(x.numel(), AMAX_BLOCK))
+    _amax[(programs,)](x, out, x.numel(), BLOCK=AMAX_BLOCK, num_warps=8)
+    return out
+
+
+@triton.jit
+def _float8(
+    X, AMAX, OUT, OUT_T, SCALE, rows, columns, padded, LARGEST: tl.constexpr, PLAIN: tl.constexpr,
+    TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
+    amax = tl.maximum(tl.load(AMAX), 1e-12)
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        tl.store(SCALE, amax / LARGEST)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    x = tl.load(X + row[:, None] * columns + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    x = tl.minimum(tl.maximum(x * (LARGEST / amax), -LARGEST), LARGEST)
+    if PLAIN:
+        tl.store(OUT + row[:, None] * columns + column[None, :], x.to(OUT.dtype.element_ty), mask=inside)
+    if TRANSPOSED:
+        inside = (column[:, None] < columns) & (row[None, :] < padded)
+        tl.store(OUT_T + column[:, None] * padded + row[None, :], tl.trans(x.to(OUT_T.dtype.element_ty)), mask=inside)
+
+
+def float8(x, amax, dtype, plain, transposed):
+    rows, columns = x.shape
+    padded = -(-rows // 16) * 16
+    out = torch.empty(rows, columns, dtype=dtype, device=x.device) if plain else None
+    out_t = torch.empty(columns, padded, dtype=dtype, device=x.device) if transposed else None
+    scale = torch.empty((), dtype=torch.float32, device=x.device)
+    _float8[(triton.cdiv(padded, FLOAT8_BLOCK), triton.cdiv(columns, FLOAT8_BLOCK))](
+        x, amax, out, out_t, scale, rows, columns, padded,
+        LARGEST=torch.finfo(dtype).max, PLAIN=plain, TRANSPOSED=transposed, BLOCK=FLOAT8_BLOCK, num_warps=8,
+    )  # fmt: skip
+    return out, out_t, scale
 
 
 def _warps(block: int) -> int:
