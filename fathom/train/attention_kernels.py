@@ -164,14 +164,14 @@ class PerDocument:
         return tuple(whole)
 
     def _inputs(self, qkv_L_W: torch.Tensor, heads: Heads) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        q, k, v = (x.transpose(0, 1)[None] for x in heads.split(qkv_L_W))
+        q, k, v = (x[None].transpose(1, 2) for x in heads.split(qkv_L_W))
         if self._repeat:
             k, v = (x.repeat_interleave(heads.queries // heads.keys, dim=1) for x in (k, v))
         return q, k, v
 
     @staticmethod
     def _heads(x_L_C: torch.Tensor, count: int) -> torch.Tensor:
-        return x_L_C.unflatten(1, (count, -1)).transpose(0, 1)[None]
+        return x_L_C.unflatten(1, (count, -1))[None].transpose(1, 2)
 
 
 class DenseKernel(Protocol):
@@ -277,7 +277,7 @@ def measure(
         try:
             attended = kernel.forward(qkv, heads, spans)
             results = [attended.out, *kernel.backward(grad, qkv, attended, heads, spans)]
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:
             timings[kernel.name] = Timing(math.inf, why=str(error).split("\n")[0])
             continue
         reference = reference or results

@@ -87,9 +87,9 @@ def rebuild(kept: Kept, weights: LayerTensors, stream: Stream) -> None:
         attended = stream.attention.forward(kept["qkv"], stream.heads, stream.spans)
         kept["attn"], kept["stats"] = attended
     if "x2" not in kept:
-        kept["x2"] = add_rmsnorm(
-            kept["x1"], stream.gemms.forward(kept["attn"], weights.o), weights.norm2, stream.eps
-        )[0]
+        kept["x2"] = add_rmsnorm(kept["x1"], stream.gemms.forward(kept["attn"], weights.o), weights.norm2, stream.eps)[
+            0
+        ]
     if "gate_up" not in kept:
         normed = add_rmsnorm(kept["x2"], None, weights.norm2, stream.eps)[1]
         kept["gate_up"] = stream.gemms.forward(normed, weights.gate_up)

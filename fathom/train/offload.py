@@ -47,9 +47,9 @@ def host_memory(size: int, pinned: bool) -> torch.Tensor:
     """`size` bytes; page-locked in place, since torch's pinned allocator rounds up to powers of two."""
     memory = torch.zeros(size, dtype=torch.uint8)
     if pinned:
-        error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)
-        if error.value != 0:
-            raise RuntimeError(f"the host can't pin {size:,} bytes (CUDA error {error.value})")
+        error = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0))
+        if error:
+            raise RuntimeError(f"the host can't pin {size:,} bytes (CUDA error {error})")
     return memory
 
 

@@ -26,7 +26,9 @@ def _add_rmsnorm(X, DELTA, SUM, WEIGHT, OUT, RSTD, width, eps, HAS_DELTA: tl.con
     inside = column < width
     x = tl.load(X + row * width + column, mask=inside, other=0.0)
     if HAS_DELTA:
-        x = (x.to(tl.float32) + tl.load(DELTA + row * width + column, mask=inside, other=0.0).to(tl.float32)).to(x.dtype)
+        x = (x.to(tl.float32) + tl.load(DELTA + row * width + column, mask=inside, other=0.0).to(tl.float32)).to(
+            x.dtype
+        )
         tl.store(SUM + row * width + column, x, mask=inside)
     wide = x.to(tl.float32)
     rstd = 1 / tl.sqrt(tl.sum(wide * wide, axis=0) / width + eps)
@@ -58,7 +60,7 @@ def _rmsnorm_backward(
     weight = tl.load(WEIGHT + column, mask=inside, other=0.0).to(tl.float32)
     weight_grad = tl.zeros((BLOCK,), dtype=tl.float32)
     row = tl.program_id(0).to(tl.int64)
-    for _ in range(0, tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))):
+    for _ in range(tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))):
         at = row * width + column
         x = tl.load(X + at, mask=inside, other=0.0)
         grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
@@ -91,7 +93,14 @@ def rmsnorm_backward_(x_T_D, rstd_T, weight_D, grad_T_D, residual_T_D):
 
 @triton.jit
 def _rope(
-    QKV, COS, SIN, row_stride, HEADS: tl.constexpr, HALF: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr
+    QKV,
+    COS,
+    SIN,
+    row_stride,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HEAD_BLOCK: tl.constexpr,
+    HALF_BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF_BLOCK)
@@ -234,7 +243,7 @@ def cross_entropy_(logits_R_V, targets_R, weights_R):
 def _amax(X, AMAX, count, BLOCK: tl.constexpr):
     largest = tl.zeros((BLOCK,), dtype=tl.float32)
     start = tl.program_id(0).to(tl.int64) * BLOCK
-    for _ in range(0, tl.cdiv(count - start, tl.num_programs(0) * BLOCK)):
+    for _ in range(tl.cdiv(count - start, tl.num_programs(0) * BLOCK)):
         place = start + tl.arange(0, BLOCK)
         largest = tl.maximum(largest, tl.abs(tl.load(X + place, mask=place < count, other=0.0).to(tl.float32)))
         start += tl.num_programs(0) * BLOCK
