@@ -156,8 +156,8 @@ def gemms(tokens: int) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for name, (out, into) in shapes.items():
         for kind, products in (("bf16", PlainGemms()), ("bf16_lt", PlainGemms()), ("float8", Float8Gemms())):
-            torch.backends.cuda.preferred_blas_library("cublaslt" if kind == "bf16_lt" else "default")
             try:
+                torch.backends.cuda.preferred_blas_library("cublaslt" if kind == "bf16_lt" else "default")
                 table[f"{name} {kind}"] = products_rates(products, tokens, out, into)
             except Exception:
                 table[f"{name} {kind}"] = failure()
