@@ -21,6 +21,7 @@ from fathom.train.gemms import Gemms, PlainGemms, add_small
 from fathom.train.head import nll
 from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
 from fathom.train.layer_plan import LayerPlan
+from fathom.train.losses import token_logprobs
 from fathom.train.offload import HostPool, Keeper
 
 FAMILY = ("llama", "qwen2")
@@ -77,6 +78,13 @@ class FusedStep:
         """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
         embedded = self.model.get_input_embeddings()(pack.ids_T.to(self.model.device))
         return _Layers.apply(embedded, self, self._stream(pack))
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """log p of every predicted token of the pack: float32, shape N, for losses of any form."""
+        predicting = self.hidden(pack).index_select(0, pack.sources_N.to(self.model.device))
+        return token_logprobs(
+            predicting, self.model.get_output_embeddings().weight, pack.targets_N.to(self.model.device)
+        )
 
     def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
         """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
