@@ -20,7 +20,7 @@ from fathom.train.model import pack_logprobs
 from fathom.train.offload import HostPool, Keeper
 from fathom.train.trunk import FusedStep, why_not
 
-VOCAB = 131
+VOCAB = 132
 SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -143,10 +143,10 @@ def test_parameters_stay_the_models_own():
     for name, tensor in untouched.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     layer = model.model.layers[0]
-    assert torch.equal(step.layers[0].weights.gate_up[48:], layer.mlp.up_proj.weight)
+    assert torch.equal(step.weights.layers[0].weights.gate_up[48:], layer.mlp.up_proj.weight)
     with torch.no_grad():
         layer.mlp.up_proj.weight.fill_(7)
-    assert (step.layers[0].weights.gate_up[48:] == 7).all()
+    assert (step.weights.layers[0].weights.gate_up[48:] == 7).all()
 
 
 def test_dropped_gradients_are_written_anew_and_others_added_to():
@@ -154,14 +154,14 @@ def test_dropped_gradients_are_written_anew_and_others_added_to():
     step = FusedStep(model)
     by_step(step)
     once = {name: p.grad.clone() for name, p in model.named_parameters()}
-    buffer = step.layers[0].flat_gradient()
+    buffer = step.weights.layers[0].flat_gradient()
     by_step(step)
-    assert step.layers[0].flat_gradient() is buffer
+    assert step.weights.layers[0].flat_gradient() is buffer
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad, 2 * once[name], rtol=1e-9, atol=1e-12, msg=name)
     for p in model.parameters():
         p.grad = None
-    assert step.layers[0].flat_gradient() is None
+    assert step.weights.layers[0].flat_gradient() is None
     by_step(step)
     for name, p in model.named_parameters():
         assert torch.equal(p.grad, once[name]), name
@@ -171,10 +171,10 @@ def test_padding_between_parameters_is_zero():
     step = FusedStep(tiny("qwen2"))
     by_step(step)
     held = sum(p.numel() for p in step.model.model.layers[0].parameters())
-    for flat in (step.layers[0].flat, step.layers[0].flat_gradient()):
+    for flat in (step.weights.layers[0].flat, step.weights.layers[0].flat_gradient()):
         assert len(flat) % ALIGNMENT == 0 and len(flat) > held
         assert flat.count_nonzero() <= held
-    assert not step.layers[0].flat_gradient().isnan().any()
+    assert not step.weights.layers[0].flat_gradient().isnan().any()
 
 
 @pytest.mark.parametrize(

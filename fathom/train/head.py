@@ -18,7 +18,7 @@ CHUNK_BYTES = 1_250_000_000
 
 
 def nll(
-    hidden_N_D: torch.Tensor, head_V_D: torch.nn.Parameter, targets_N: torch.Tensor, weights_N: torch.Tensor
+    hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor, weights_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(-sum(weight * log p(target)), its gradient by the hidden states); adds its gradient by the head to `.grad`.
 
