@@ -1,5 +1,6 @@
 """The written-out step equals autograd through Hugging Face's own modules, wherever its activations stay."""
 
+import os
 from dataclasses import fields
 from itertools import accumulate
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from fathom.errors import InputError
 from fathom.train import head
 from fathom.train.attention import NAME
 from fathom.train.attention_kernels import CPU_KERNEL, Cpu, Heads, PerDocument, Spans, difference, window
@@ -16,8 +18,10 @@ from fathom.train.float8 import FORWARD, Float8Gemms, float8
 from fathom.train.gemms import PlainGemms
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs, weighted_nll
+from fathom.train.memory import MemoryPlan
 from fathom.train.model import pack_logprobs
 from fathom.train.offload import HostPool, Keeper
+from fathom.train.open_step import available_host_bytes, open_step
 from fathom.train.trunk import FusedStep, why_not
 
 VOCAB = 132
@@ -291,3 +295,33 @@ def test_float8_weight_gradients_accumulate():
     exact = torch.empty(16, 32)
     PlainGemms().grad_weight(grad, x, exact, new=True)
     assert difference(once, exact) < 0.1
+
+
+def test_the_plain_path_is_the_default_on_a_cpu():
+    assert open_step(tiny("llama"), "auto", False, None) is None
+    assert open_step(tiny("llama"), "plain", False, None) is None
+
+
+def test_fused_on_demand_with_its_plan_and_products():
+    places = (LayerPlan(gate_up="offload"),) * 3
+    plan = MemoryPlan(places, peak_bytes=1.0, offload_bytes=1.0, host_bytes=1.0, seconds=0.0, notes=())
+    step = open_step(tiny("llama"), "fused", True, plan)
+    assert step.plans == list(places) and isinstance(step.gemms, Float8Gemms)
+
+
+@pytest.mark.parametrize(
+    ("step", "float8", "changes", "message"),
+    [
+        ("fused", False, {"hidden_act": "gelu"}, r"step: fused .*activation gelu.*set step: plain"),
+        ("auto", True, {}, "float8: true needs the fused step.*device cpu"),
+        ("plain", True, {}, "float8: true needs the fused step.*step: plain is set"),
+    ],
+)
+def test_impossible_wishes_are_refused_in_one_line(step, float8, changes, message):
+    with pytest.raises(InputError, match=message):
+        open_step(tiny("llama", **changes), step, float8, None)
+
+
+def test_available_host_memory_is_a_part_of_the_machines():
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_host_bytes() <= total
