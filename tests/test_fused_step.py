@@ -78,14 +78,14 @@ PACKS = [random_pack(20, 7, 1, 3), random_pack(9, seed=1)]
 
 
 def by_autograd(model) -> float:
-    losses = [weighted_nll(pack_logprobs(model, pack), pack.weights_N) for pack in PACKS]
+    losses = [weighted_nll(pack_logprobs(model, pack), pack.weights_N.to(model.device)) for pack in PACKS]
     for loss in losses:
         loss.backward()
     return sum(loss.item() for loss in losses)
 
 
 def by_step(step: FusedStep) -> float:
-    return sum(step.accumulate(pack, pack.weights_N).item() for pack in PACKS)
+    return sum(step.accumulate(pack, pack.weights_N.to(step.model.device)).item() for pack in PACKS)
 
 
 def assert_same_gradients(model, other, tolerance: float) -> None:
