@@ -13,15 +13,15 @@ from fathom.train import head
 from fathom.train.attention import NAME
 from fathom.train.attention_kernels import CPU_KERNEL, Cpu, Heads, PerDocument, Spans, difference, window
 from fathom.train.batch import Pack
+from fathom.train.config import SftConfig
 from fathom.train.flat_layer import ALIGNMENT
 from fathom.train.float8 import FORWARD, Float8Gemms, float8
 from fathom.train.gemms import PlainGemms
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs, weighted_nll
-from fathom.train.memory import MemoryPlan
 from fathom.train.model import pack_logprobs
 from fathom.train.offload import HostPool, Keeper
-from fathom.train.open_step import available_host_bytes, open_step
+from fathom.train.open_step import Work, available_host_bytes, open_step
 from fathom.train.trunk import FusedStep, why_not
 
 VOCAB = 132
@@ -297,29 +297,31 @@ def test_float8_weight_gradients_accumulate():
     assert difference(once, exact) < 0.1
 
 
+def sft_config(**changes) -> SftConfig:
+    return SftConfig(model="base", examples="rows", batch_size=1, **changes)
+
+
 def test_the_plain_path_is_the_default_on_a_cpu():
-    assert open_step(tiny("llama"), "auto", False, None) is None
-    assert open_step(tiny("llama"), "plain", False, None) is None
+    for step in ("auto", "plain"):
+        assert open_step(tiny("llama"), sft_config(step=step), Work(8, 1), torch.float32) is None
 
 
-def test_fused_on_demand_with_its_plan_and_products():
-    places = (LayerPlan(gate_up="offload"),) * 3
-    plan = MemoryPlan(places, peak_bytes=1.0, offload_bytes=1.0, host_bytes=1.0, seconds=0.0, notes=())
-    step = open_step(tiny("llama"), "fused", True, plan)
-    assert step.plans == list(places) and isinstance(step.gemms, Float8Gemms)
+def test_fused_on_demand():
+    step = open_step(tiny("llama"), sft_config(step="fused", float8=True), Work(8, 1), torch.float32)
+    assert step.plans == [LayerPlan()] * 3 and isinstance(step.gemms, Float8Gemms)
 
 
 @pytest.mark.parametrize(
-    ("step", "float8", "changes", "message"),
+    ("wish", "changes", "message"),
     [
-        ("fused", False, {"hidden_act": "gelu"}, r"step: fused .*activation gelu.*set step: plain"),
-        ("auto", True, {}, "float8: true needs the fused step.*device cpu"),
-        ("plain", True, {}, "float8: true needs the fused step.*step: plain is set"),
+        ({"step": "fused"}, {"hidden_act": "gelu"}, r"step: fused .*activation gelu.*set step: plain"),
+        ({"float8": True}, {}, "float8: true needs the fused step.*device cpu"),
+        ({"step": "plain", "float8": True}, {}, "float8: true needs the fused step.*step: plain is set"),
     ],
 )
-def test_impossible_wishes_are_refused_in_one_line(step, float8, changes, message):
+def test_impossible_wishes_are_refused_in_one_line(wish, changes, message):
     with pytest.raises(InputError, match=message):
-        open_step(tiny("llama", **changes), step, float8, None)
+        open_step(tiny("llama", **changes), sft_config(**wish), Work(8, 1), torch.float32)
 
 
 def test_available_host_memory_is_a_part_of_the_machines():

@@ -7,61 +7,61 @@ devices that the fused step doesn't know, and is what it is tested against.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from fathom.errors import InputError
-from fathom.physics import ModelShape
-from fathom.train.config import OptimizerConfig
+from fathom.train.config import OptimizerConfig, SftConfig
 from fathom.train.float8 import Float8Gemms
 from fathom.train.gemms import PlainGemms
 from fathom.train.memory import MemoryPlan, Room, plan_memory
 from fathom.train.trunk import FusedStep, why_not
+from fathom.train.watch import shape_of
 
 HOST_SHARE = 0.8
 """Of the host memory that is available, what offloaded activations may pin."""
 
 
-def open_step(
-    model: PreTrainedModel,
-    step: Literal["auto", "plain", "fused"],
-    float8: bool,
-    plan: MemoryPlan | None,
-    dtype: torch.dtype | None = None,
-) -> FusedStep | None:
+@dataclass(frozen=True)
+class Work:
+    """tokens: of the largest pack. packs: of an optimizer step, on one device. devices: that share the model."""
+
+    tokens: int
+    packs: int
+    devices: int = 1
+
+
+def open_step(model: PreTrainedModel, config: SftConfig, work: Work, dtype: torch.dtype) -> FusedStep | None:
     """The fused step over `model`, which is on its device and perhaps sharded; None where the plain path runs it.
 
-    auto: fused on CUDA devices for models that it knows. plan: where activations stay, None for all
-    on the device. dtype: see `FusedStep`. Raises InputError when the recipe asks for what can't be.
+    dtype: to compute in. Raises InputError when the recipe asks for what can't be, and with advice
+    when the work doesn't fit into this machine's GPUs.
     """
     reason = why_not(model)
-    if step == "fused" and reason:
+    if config.step == "fused" and reason:
         raise InputError(f"step: fused doesn't run this model ({reason}); set step: plain")
-    if step == "plain" or (step == "auto" and (reason or model.device.type != "cuda")):
-        if float8:
-            why = reason or ("step: plain is set" if step == "plain" else f"device {model.device.type}")
+    if config.step == "plain" or (config.step == "auto" and (reason or model.device.type != "cuda")):
+        if config.float8:
+            why = reason or ("step: plain is set" if config.step == "plain" else f"device {model.device.type}")
             raise InputError(f"float8: true needs the fused step, which doesn't run here ({why})")
         return None
-    gemms = Float8Gemms() if float8 else PlainGemms()
+    plan = plan_here(model, config.optimizer, work) if model.device.type == "cuda" else None
+    gemms = Float8Gemms() if config.float8 else PlainGemms()
     return FusedStep(model, plan.per_layer if plan else None, gemms, dtype)
 
 
-def plan_here(
-    shape: ModelShape, tokens: int, packs: int, optimizer: OptimizerConfig, weight_bytes: int, devices: int = 1
-) -> MemoryPlan | None:
-    """Where activations stay on this machine's GPUs, before the model is on them; None without a GPU.
-
-    tokens: of the largest pack. packs: of an optimizer step, on one device. Raises InputError with
-    advice where nothing fits.
-    """
-    if not torch.cuda.is_available():
-        return None
-    here = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    room = Room(torch.cuda.mem_get_info()[0], HOST_SHARE * available_host_bytes() / here)
-    return plan_memory(shape, tokens, optimizer, room, devices, packs, weight_bytes)
+def plan_here(model: PreTrainedModel, optimizer: OptimizerConfig, work: Work) -> MemoryPlan:
+    """Where activations stay on this machine's GPUs. Raises InputError with advice where nothing fits."""
+    shape = shape_of(model.config)
+    assert shape is not None, "why_not lets plain decoders pass only"
+    free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    beside = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    room = Room(free, HOST_SHARE * available_host_bytes() / beside)
+    bytes_each = next(model.parameters()).element_size()
+    return plan_memory(shape, work.tokens, optimizer, room, work.devices, work.packs, bytes_each)
 
 
 def available_host_bytes() -> int:

@@ -2,7 +2,7 @@
 
 Each layer is gathered into a flat buffer one layer ahead of its use, and its gradient is summed over
 the processes and split again while the next layer computes. The parameters and their gradients
-stay the DTensors that optimizer and checkpoints know. It starts no processes and shards no model.
+stay the DTensors that optimizer and checkpoints know; sums are in the parameters' dtype. It starts no processes and shards no model.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ class ShardedWeights:
         return parameter.to_local().detach().to(self._dtype).contiguous()
 
     def _reduce(self, parameter: nn.Parameter, grad: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        grad = grad.to(parameter.dtype).contiguous()
         rows = torch.empty(parameter.to_local().shape, dtype=grad.dtype, device=grad.device)
-        return rows, dist.reduce_scatter_tensor(rows, grad.contiguous(), group=self._group, async_op=True)
+        return rows, dist.reduce_scatter_tensor(rows, grad, group=self._group, async_op=True)
 
     def _add_shards(self, number: int) -> None:
         for parameter, rows, work in self._leaving.pop(number, ()):
@@ -106,7 +107,6 @@ class ShardedWeights:
 
 def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:
     """Add this process's rows of a gradient to those of the parameter."""
-    rows = rows.to(parameter.dtype)
     if parameter.grad is None:
         parameter.grad = DTensor.from_local(
             rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()

@@ -97,8 +97,9 @@ class FusedStep:
     def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
         """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
 
-        weights_N: float32, on the model's device.
+        weights_N: float32.
         """
+        weights_N = weights_N.to(self.model.device)
         hidden = self.hidden(pack)
         parameter = self.model.get_output_embeddings().weight
         head = self.weights.whole(parameter)
