@@ -42,6 +42,8 @@ class SftConfig(StageConfig):
     warmup: fraction of an iteration. max_length: longer rows are set aside and counted, never cut.
     precision: of the forward and backward pass; `optimizer` says how the exact weights and the moments are stored.
     pack_tokens: tokens of one forward pass; memory grows with it, the result does not depend on it.
+    step: fused is the written-out step for Llama and Qwen2 models, auto takes it on GPUs, plain is the
+    model's own modules. float8: the layers' matrix products in eight bits: faster, and not the same loss.
     """
 
     model: ModelInput
@@ -59,6 +61,8 @@ class SftConfig(StageConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0)
+    float8: bool = False
+    step: Annotated[Literal["auto", "plain", "fused"], Operational] = "auto"
     pack_tokens: Annotated[int, Operational, Field(ge=1)] = 4096
     checkpoint_every: Annotated[int, Operational, Field(ge=1)] = 100
     tracking: Annotated[TrackingConfig | None, Operational] = None

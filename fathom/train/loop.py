@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -27,6 +27,7 @@ from fathom.train.config import OptimizerConfig
 from fathom.train.optimizer import Optimizer, open_optimizer
 from fathom.train.parallel import Forward, World, shard, whole
 from fathom.train.state import Saver, require_space, resume
+from fathom.train.trunk import FusedStep
 from fathom.train.watch import Watch
 
 EXIT_STOPPED = 75
@@ -58,6 +59,15 @@ class Method(Protocol):
 
     def cycle(self, index: int) -> tuple[int, int]:
         """(place of the step in its cycle, steps of that cycle): each cycle has its own warm-up, decay and moments."""
+        ...
+
+
+@runtime_checkable
+class WeightedLikelihood(Protocol):
+    """A method whose loss is -sum(weight * log p): the gradient needs no second look at the logits."""
+
+    def likelihood_weights(self, pack: Pack) -> torch.Tensor:
+        """float32, shape N."""
         ...
 
 
@@ -162,10 +172,8 @@ def optimizer_step(
         optimizer.forget_moments()
     losses = []
     for pack in world.mine(step.packs):
-        loss = method.loss(forward(pack), pack) / step.normalizer
-        loss.backward()
+        losses.append(backward(forward, method, pack, step.normalizer))
         optimizer.accumulate()
-        losses.append(loss.detach())
     norm = optimizer.clip(config.clip)
     rate = learning_rate(config, place, length)
     optimizer.step(rate)
@@ -178,6 +186,15 @@ def optimizer_step(
         "grad_norm": whole(norm).item(),
         "tokens": sum(len(pack.targets_N) for pack in step.packs),
     }
+
+
+def backward(forward: Forward, method: Method, pack: Pack, normalizer: float) -> torch.Tensor:
+    """Add the gradients of one pack's share of the step's loss to the parameters'; returns that share, a scalar."""
+    if isinstance(forward, FusedStep) and isinstance(method, WeightedLikelihood):
+        return forward.accumulate(pack, method.likelihood_weights(pack) / normalizer)
+    loss = method.loss(forward(pack), pack) / normalizer
+    loss.backward()
+    return loss.detach()
 
 
 def learning_rate(config: LoopConfig, place: int, length: int) -> float:

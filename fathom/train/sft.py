@@ -30,6 +30,7 @@ from fathom.train.config import SftConfig
 from fathom.train.loop import LogRow, LoopConfig, Step, train
 from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
+from fathom.train.open_step import Work, open_step
 from fathom.train.parallel import joined, shard
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.weights import tensor_entries
@@ -59,7 +60,17 @@ class Sft:
         return Step(packs, sum(pack.weights_N.sum().item() for pack in packs), epoch)
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
-        return weighted_nll(logprobs_N, pack.weights_N.to(logprobs_N.device))
+        return weighted_nll(logprobs_N, self.likelihood_weights(pack).to(logprobs_N.device))
+
+    def likelihood_weights(self, pack: Pack) -> torch.Tensor:
+        return pack.weights_N
+
+    def work(self, devices: int) -> Work:
+        """The most that one pass and one step ask for."""
+        lengths = [len(row.ids) for row in self.rows]
+        packs = [split_packs(numbers, lengths, self.pack_tokens) for _, numbers in self.plan]
+        tokens = max(sum(lengths[i] for i in part) for step in packs for part in step)
+        return Work(tokens, max(-(-len(step) // devices) for step in packs), devices)
 
     def cycle(self, index: int) -> tuple[int, int]:
         return self.cycles[index]
@@ -78,7 +89,7 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
     data = read_data(Path(inputs["examples"]), tokenizer, config)
     method = plan_sft(data.examples, data.rows, config, meter.seed)
     identity = {
-        "config": config.model_dump(exclude={"pack_tokens", "checkpoint_every", "tracking"}),
+        "config": config.model_dump(exclude={"step", "pack_tokens", "checkpoint_every", "tracking"}),
         "seed": meter.seed,
         "data": rows_hash(method.rows),
         "model": [[e.name, e.dtype, list(e.shape)] for e in entries.values()],
@@ -86,8 +97,10 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
     }
     with joined() as world:
         compute = getattr(torch, config.precision)
-        model = load_model(base, world.device, torch.float32 if world.size > 1 else compute)
-        forward = shard(model, world, compute)
+        own_masters = world.size > 1 and config.optimizer.master == "float32"
+        model = load_model(base, world.device, torch.float32 if own_masters else compute)
+        plain = shard(model, world, compute)
+        forward = open_step(model, config, method.work(world.size), compute) or plain
         found = preflight.check(
             forward, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
         )

@@ -1,0 +1,127 @@
+"""The weights of a model whose parameters several processes share (FSDP2's DTensors, split by rows).
+
+Each layer is gathered into a flat buffer one layer ahead of its use, and its gradient is summed over
+the processes and split again while the next layer computes. The parameters and their gradients
+stay the DTensors that optimizer and checkpoints know; sums are in the parameters' dtype. It starts no processes and shards no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard
+
+from fathom.train.flat_layer import LayerTensors, Layout
+
+BUFFERS = 2
+"""One for the layer that computes, one for its neighbour on the way."""
+
+
+class ShardedWeights:
+    """`flat_layer.LocalWeights` for shared parameters. dtype: to compute in; weights are rounded to it when gathered.
+
+    Raises ValueError for parameters that are not split evenly by rows over one group of processes.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
+        self._layouts = [Layout(layer) for layer in layers]
+        for layer in layers:
+            for name, p in layer.named_parameters():
+                require_rows(name, p)
+        first = self._layouts[0].first
+        self._group, self._dtype = first.device_mesh.get_group(), dtype
+        device = first.to_local().device
+        self._weights = [torch.zeros(self._layouts[0].size, dtype=dtype, device=device) for _ in range(BUFFERS)]
+        self._gradients = [torch.zeros_like(self._weights[0]) for _ in range(BUFFERS)]
+        self._held: list[int | None] = [None] * BUFFERS
+        self._coming: dict[int, list[Any]] = {}
+        self._leaving: dict[int, list[tuple[nn.Parameter, torch.Tensor, Any]]] = {}
+
+    def fetch(self, number: int) -> None:
+        """Start gathering a layer, unless it is there or the number is outside the model."""
+        if not 0 <= number < len(self._layouts) or number in self._held:
+            return
+        buffer = self._weights[number % BUFFERS]
+        self._held[number % BUFFERS] = number
+        self._coming[number] = [
+            dist.all_gather_into_tensor(view, self._local(p), self._group, async_op=True)
+            for p, view in self._layouts[number].views(buffer)
+        ]
+
+    def weights(self, number: int) -> LayerTensors:
+        self.fetch(number)
+        for work in self._coming.pop(number, ()):
+            work.wait()
+        return self._layouts[number].tensors(self._weights[number % BUFFERS])
+
+    def gradients(self, number: int) -> tuple[LayerTensors, bool]:
+        """A buffer to write this pass's gradients to."""
+        self._add_shards(number + BUFFERS)
+        return self._layouts[number].tensors(self._gradients[number % BUFFERS]), True
+
+    def finish(self, number: int) -> None:
+        """Start to sum a layer's gradients over the processes; each gets its rows."""
+        views = self._layouts[number].views(self._gradients[number % BUFFERS])
+        self._leaving[number] = [(p, *self._reduce(p, view)) for p, view in views]
+
+    def settle(self) -> None:
+        """Wait for all sums. What was gathered counts as stale: the optimizer may step, or have stepped."""
+        for number in list(self._leaving):
+            self._add_shards(number)
+        self._held = [None] * BUFFERS
+
+    def whole(self, parameter: nn.Parameter) -> torch.Tensor:
+        """A gathered copy. Once autograd has its gradient, that is summed and split."""
+        require_rows("parameter", parameter)
+        local = self._local(parameter)
+        leaf = torch.empty(parameter.shape, dtype=self._dtype, device=local.device)
+        dist.all_gather_into_tensor(leaf, local, self._group)
+        leaf.requires_grad_(parameter.requires_grad)
+        leaf.register_post_accumulate_grad_hook(lambda leaf: self.give(parameter, leaf))
+        return leaf
+
+    def give(self, parameter: nn.Parameter, leaf: torch.Tensor) -> None:
+        """Sum and split the gradient of a gathered copy, and forget it."""
+        grad, leaf.grad = leaf.grad, None
+        rows, work = self._reduce(parameter, grad)
+        work.wait()
+        add_shard(parameter, rows)
+
+    def _local(self, parameter: nn.Parameter) -> torch.Tensor:
+        return parameter.to_local().detach().to(self._dtype).contiguous()
+
+    def _reduce(self, parameter: nn.Parameter, grad: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        grad = grad.to(parameter.dtype).contiguous()
+        rows = torch.empty(parameter.to_local().shape, dtype=grad.dtype, device=grad.device)
+        return rows, dist.reduce_scatter_tensor(rows, grad, group=self._group, async_op=True)
+
+    def _add_shards(self, number: int) -> None:
+        for parameter, rows, work in self._leaving.pop(number, ()):
+            work.wait()
+            add_shard(parameter, rows)
+
+
+def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:
+    """Add this process's rows of a gradient to those of the parameter."""
+    if parameter.grad is None:
+        parameter.grad = DTensor.from_local(
+            rows, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
+        )
+    else:
+        parameter.grad.to_local().add_(rows)
+
+
+def require_rows(name: str, parameter: nn.Parameter) -> None:
+    """Raise ValueError unless every process holds as many consecutive rows."""
+    if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
+        raise ValueError(f"{name}: not sharded by rows over one group of processes")
+    if parameter.shape[0] % parameter.device_mesh.size():
+        raise ValueError(f"{name}: {parameter.shape[0]} rows can't be shared evenly by {parameter.device_mesh.size()}")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in model.parameters())

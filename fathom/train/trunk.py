@@ -1,0 +1,186 @@
+"""A model's decoder layers and head as one explicitly differentiated step: `FusedStep`.
+
+The fast path of the training loop for models of the Llama family. It computes what the model's own
+modules compute (`model.py` is the plain path and the reference) on the model's own parameters,
+which it lays out flat per layer. It does not load, save or optimize.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import embedding
+from transformers import PreTrainedModel
+
+from fathom.train import block
+from fathom.train.attention_kernels import Autotune, Heads, Spans
+from fathom.train.batch import Pack
+from fathom.train.flat_layer import LocalWeights
+from fathom.train.gemms import Gemms, PlainGemms, add_small
+from fathom.train.head import nll
+from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
+from fathom.train.layer_plan import LayerPlan
+from fathom.train.losses import token_logprobs
+from fathom.train.offload import HostPool, Keeper
+from fathom.train.sharded import ShardedWeights, is_sharded
+
+FAMILY = ("llama", "qwen2")
+"""Values of `model_type` whose layers `block.py` computes."""
+
+
+def why_not(model: PreTrainedModel) -> str | None:
+    """Why the fused step can't run this model; None where it can."""
+    config = model.config
+    if config.model_type not in FAMILY:
+        return f"model type {config.model_type}"
+    if config.hidden_act != "silu":
+        return f"activation {config.hidden_act}"
+    if config.attention_dropout:
+        return "attention dropout"
+    if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()):
+        return "sliding-window attention"
+    if any(p.bias is not None for layer in model.model.layers for p in (layer.self_attn.o_proj, layer.mlp.down_proj)):
+        return "biases on output projections"
+    if not all(p.requires_grad for p in model.parameters()):
+        return "frozen parameters"
+    if len({p.dtype for p in model.parameters()}) > 1:
+        return "parameters of several dtypes"
+    return None
+
+
+class FusedStep:
+    """Forward and backward of a whole model on packs.
+
+    plans: one per layer; None keeps everything on the device. dtype: to compute in where the model
+    is sharded, by default the parameters'. The model must be on its device (and where it isn't
+    sharded, in its dtype) before: moving it afterwards breaks the flat layout. Raises ValueError for
+    a model that `why_not` refuses.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plans: Sequence[LayerPlan] | None = None,
+        gemms: Gemms | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if reason := why_not(model):
+            raise ValueError(f"no fused step for this model: {reason}")
+        self.model = model
+        layers = model.model.layers
+        self._dtype = (dtype or model.dtype) if is_sharded(model) else model.dtype
+        self.weights = ShardedWeights(layers, self._dtype) if is_sharded(model) else LocalWeights(layers)
+        self.plans = list(plans) if plans is not None else [LayerPlan()] * len(layers)
+        self.gemms = gemms or PlainGemms()
+        attention = model.model.layers[0].self_attn
+        config = model.config
+        self.heads = Heads(
+            config.num_attention_heads, config.num_key_value_heads, attention.head_dim, attention.scaling
+        )
+        self.autotune = Autotune(self.heads, self._dtype, model.device)
+        self.pool = HostPool(model.device)
+        self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
+
+    def hidden(self, pack: Pack) -> torch.Tensor:
+        """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
+        table = self.weights.whole(self.model.get_input_embeddings().weight)
+        embedded = embedding(pack.ids_T.to(self.model.device), table)
+        return _Layers.apply(embedded, self, self._stream(pack))
+
+    def __call__(self, pack: Pack) -> torch.Tensor:
+        """log p of every predicted token of the pack: float32, shape N, for losses of any form."""
+        predicting = self.hidden(pack).index_select(0, pack.sources_N.to(self.model.device))
+        head = self.weights.whole(self.model.get_output_embeddings().weight)
+        return token_logprobs(predicting, head, pack.targets_N.to(self.model.device))
+
+    def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
+        """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
+
+        weights_N: float32.
+        """
+        weights_N = weights_N.to(self.model.device)
+        hidden = self.hidden(pack)
+        parameter = self.model.get_output_embeddings().weight
+        head = self.weights.whole(parameter)
+        sources = pack.sources_N.to(self.model.device)
+        everything = len(sources) == len(hidden)
+        predicting = hidden.detach() if everything else hidden.detach().index_select(0, sources)
+        total, grad = nll(predicting, head, pack.targets_N.to(self.model.device), weights_N)
+        if not everything:
+            grad = torch.zeros_like(hidden).index_copy_(0, sources, grad)
+        self.weights.give(parameter, head)
+        del predicting, head
+        hidden.backward(grad)
+        return total
+
+    def _stream(self, pack: Pack) -> block.Stream:
+        device = self.model.device
+        spans = Spans.of(pack.lengths, device)
+        like = torch.empty(0, dtype=self._dtype, device=device)
+        cos, sin = self.model.model.rotary_emb(like, pack.positions_T[None].to(device))
+        eps = self.model.config.rms_norm_eps
+        return block.Stream(spans, cos[0], sin[0], self.heads, eps, self.autotune.kernel(spans), self.gemms)
+
+    def forward(self, x_T_D: torch.Tensor, stream: block.Stream, keeper: Keeper | None) -> list[torch.Tensor]:
+        """[last stream, its norm, 1 / its root mean square]; what backward needs goes to `keeper`."""
+        delta = None
+        self.weights.settle()
+        for number in range(len(self.plans)):
+            self.weights.fetch(number)
+            self.weights.fetch(number + 1)
+            if keeper is not None:
+                keeper.settle(number)
+            x_T_D, delta = block.forward(x_T_D, delta, self.weights.weights(number), stream, keeper, number)
+        norm = self.weights.whole(self.model.model.norm.weight)
+        return list(add_rmsnorm(x_T_D, delta, norm.detach(), stream.eps))
+
+    def backward(
+        self, grad_T_D: torch.Tensor, x_T_D: torch.Tensor, rstd_T: torch.Tensor, stream: block.Stream, keeper: Keeper
+    ) -> torch.Tensor:
+        """Gradient of the embedded tokens; the parameters' gradients go where the optimizer finds them."""
+        last = len(self.plans) - 1
+        self.weights.fetch(last)
+        keeper.prefetch(last)
+        grad_T_D = self._norm_backward(grad_T_D.contiguous(), x_T_D, rstd_T)
+        for number in range(last, -1, -1):
+            kept, weights = keeper.take(number), self.weights.weights(number)
+            keeper.prefetch(number - 1)
+            self.weights.fetch(number - 1)
+            gradients, new = self.weights.gradients(number)
+            grad_T_D = block.backward(kept, grad_T_D, weights, gradients, new, stream)
+            self.weights.finish(number)
+        self.weights.settle()
+        return grad_T_D
+
+    def _norm_backward(self, grad_T_D: torch.Tensor, x_T_D: torch.Tensor, rstd_T: torch.Tensor) -> torch.Tensor:
+        parameter = self.model.model.norm.weight
+        norm = self.weights.whole(parameter)
+        grad_T_D, norm_grad = rmsnorm_backward_(x_T_D, rstd_T, norm.detach(), grad_T_D, None)
+        new = norm.grad is None
+        if new:
+            norm.grad = torch.empty_like(norm)
+        add_small(norm.grad, norm_grad, new)
+        self.weights.give(parameter, norm)
+        return grad_T_D
+
+
+class _Layers(torch.autograd.Function):
+    """All layers and the last norm, as autograd sees them: embedded tokens in, normed hidden states out.
+
+    Backward runs once, and overwrites the gradient that it is given.
+    """
+
+    @staticmethod
+    def forward(ctx, embedded_T_D, step: FusedStep, stream: block.Stream):
+        keeper = Keeper(step.plans, step.pool, step._side) if ctx.needs_input_grad[0] else None
+        x_T_D, normed, rstd_T = step.forward(embedded_T_D, stream, keeper)
+        ctx.kept = (x_T_D, rstd_T, stream, keeper)
+        ctx.step = step
+        return normed
+
+    @staticmethod
+    def backward(ctx, grad_T_D):
+        x_T_D, rstd_T, stream, keeper = ctx.kept
+        ctx.kept = None
+        return ctx.step.backward(grad_T_D, x_T_D, rstd_T, stream, keeper), None, None

@@ -1,0 +1,57 @@
+"""Two processes that share a model get, together, the gradients of one that has it alone."""
+
+import os
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_fused_step import PACKS, by_autograd, tiny
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from fathom.train.attention_kernels import difference
+from fathom.train.layer_plan import LayerPlan
+from fathom.train.sharded import require_rows
+from fathom.train.trunk import FusedStep
+
+PLANS = [LayerPlan(*["offload"] * 5), LayerPlan("keep", *["recompute"] * 4), LayerPlan()]
+
+
+def sharded_gradients(rank: int, port: int, folder: str) -> None:
+    """One of two processes: each takes one pack, twice, the second time over autograd's path."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        model = tiny("qwen2")
+        mesh = init_device_mesh("cpu", (2,))
+        for part in (*model.model.layers, model):
+            fully_shard(part, mesh=mesh)
+        step = FusedStep(model, PLANS)
+        pack = PACKS[rank]
+        loss = step.accumulate(pack, pack.weights_N)
+        again = -(step(pack) * pack.weights_N).sum()
+        again.backward()
+        assert abs(again.item() - loss.item()) < 1e-4
+        gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+        torch.save(gradients, f"{folder}/gradients-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="gloo over loopback is tried on Linux only")
+def test_two_processes_sum_to_one(tmp_path):
+    mp.spawn(sharded_gradients, args=(29500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
+    model = tiny("qwen2")
+    by_autograd(model)
+    for rank in range(2):
+        gradients = torch.load(tmp_path / f"gradients-{rank}.pt", weights_only=True)
+        for name, p in model.named_parameters():
+            assert difference(gradients[name], 2 * p.grad) < 2e-6, name
+
+
+def test_plain_parameters_are_not_taken_for_sharded_ones():
+    with pytest.raises(ValueError, match="norm: not sharded by rows"):
+        require_rows("norm", torch.nn.Parameter(torch.ones(4)))
