@@ -160,7 +160,7 @@ def compare(runs: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Held-out loss of every storage, and its paired differences from the reference beside that one's spread over seeds."""
     finals = {name: [run["held_out"] for run in runs if run["storage"] == name] for name in STORAGES}
     reference = finals["float32 master"]
-    noise = statistics.stdev(reference) if len(reference) > 1 else float("nan")
+    noise = statistics.stdev(reference) if len(reference) > 1 else 0.0
     found = {}
     for name, values in finals.items():
         differences = [value - other for value, other in zip(values, reference, strict=True)]

@@ -1,12 +1,13 @@
 """Full-parameter SFT on one GPU: TRL at its best and Fathom, in one run, on the same data, seed and global batch.
 
-    python benchmarks/sft_gpu.py [--model 14b|32b|tiny] [--layers 48] [--only optimizer,anchor,fathom,float8]
+    python benchmarks/sft_gpu.py [--model 14b|32b|tiny] [--layers 48] [--only optimizer,anchor,fathom,float8:one]
                                  [--workloads one,sixteen,mix,packed] [--steps 20] [--many-steps 1] [--limit 560]
 
 Random weights of the true shape. Workloads: `one` full-length row of 16,384 tokens a step; `sixteen`
 of them; `mix`, sixteen rows of log-normal lengths (mean 8K, coefficient of variation 0.5, cap 16K).
 `packed` is the mix again, for the anchor with TRL's own packing. Every side runs in a process of its own
-with a time limit, and what it had measured when it failed or ran out of time is kept. Prints
+with a time limit, and what it had measured when it failed or ran out of time is kept; after a colon
+stand workloads for it alone. Prints
 a table and writes benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test for a CPU.
 """
 
@@ -29,7 +30,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "sft_gpu.json"
 SIDES = ("optimizer", "anchor", "fathom", "float8")
-LIMITS = {"optimizer": 120, "anchor": 420, "fathom": 300, "float8": 240}
+LIMITS = {"optimizer": 120, "anchor": 400, "fathom": 300, "float8": 240}
 """Seconds that a side may take."""
 
 
@@ -112,10 +113,10 @@ def _optimizer(shape: Any, report: dict[str, Any], attempt: Any) -> None:
 # ------------------------------------------------------------------------------ all sides
 
 
-def spawn(side: str, limit: float, directory: Path) -> dict[str, Any]:
+def spawn(side: str, workloads: str, limit: float, directory: Path) -> dict[str, Any]:
     """The report of a side; what it had written when it died or was stopped."""
     file = directory / f"{side}.json"
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", side, "--file", str(file)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", side, "--file", str(file), "--workloads", workloads]
     environment = {
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TOKENIZERS_PARALLELISM": "false",
@@ -185,10 +186,12 @@ def main() -> None:
         "versions": versions(),
     }
     with tempfile.TemporaryDirectory() as directory:
-        for side in options.only.split(","):
+        for part in options.only.split(","):
+            side, _, names = part.partition(":")
             left = options.limit - (time.time() - started)
             if left > 30:
-                report[side] = spawn(side, min(left, LIMITS[side]), Path(directory))
+                workloads = names.replace("+", ",") or options.workloads
+                report[side] = spawn(side, workloads, min(left, LIMITS[side]), Path(directory))
             report["ratios"] = ratios(report)
             options.out.parent.mkdir(exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")
