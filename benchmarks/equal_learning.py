@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,12 +61,13 @@ class Size:
 
 
 SIZES = {
-    "gpu": Size(12, 768, 12, 2048, 64, 256, 8000, 6e-4),
+    "gpu": Size(8, 768, 12, 2048, 32, 256, 8000, 6e-4),
     "cpu": Size(3, 128, 4, 384, 16, 128, 2000, 1e-3),
     "smoke": Size(2, 32, 2, 64, 4, 64, 200, 1e-3),
 }
 
 
+@cache
 def corpus(size: Size) -> torch.Tensor:
     """Chains end to end, cut into rows of `width` tokens, (rows, width) int64; rows in a fixed random order."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(ROOT / "fathom/data/fathom-tiny-base")
