@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from dataclasses import replace
 
 import torch
@@ -20,6 +21,32 @@ from fathom.train.trunk import FusedStep
 STORAGE = OptimizerConfig(states="int8", master="stochastic")
 
 
+class Stopwatch:
+    """Device seconds of the block that it is entered for, the last time."""
+
+    def __init__(self, device: str) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if device == "cuda" else None
+        self._times = [0.0, 0.0]
+
+    def __enter__(self) -> None:
+        self._mark(0)
+
+    def __exit__(self, *error: object) -> None:
+        self._mark(1)
+
+    def _mark(self, end: int) -> None:
+        if self._events:
+            self._events[end].record()
+        self._times[end] = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds of the last block; waits for the device."""
+        if self._events is None:
+            return round(self._times[1] - self._times[0], 5)
+        torch.cuda.synchronize()
+        return round(self._events[0].elapsed_time(self._events[1]) / 1000, 5)
+
+
 class Side:
     """One model, its step and its optimizer, for one workload after the other."""
 
@@ -29,6 +56,7 @@ class Side:
         self.room = Room(free, host_gib * GIB)
         self.step = FusedStep(random_model(shape, device, seed), gemms=Float8Gemms() if float8 else None)
         self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
+        self.stopwatch = Stopwatch(device)
 
     def run(self, workload: Workload, clock: Clock, pack_tokens: int) -> None:
         """Train on a workload, after the ones before; figures go to the clock.
@@ -47,6 +75,7 @@ class Side:
                 clock.start()
                 for packs in steps:
                     clock.tick(self.take_step(packs))
+                clock.extra["optimizer_seconds"] = self.stopwatch.lap()
                 clock.save()
                 return
             except torch.OutOfMemoryError:
@@ -69,8 +98,9 @@ class Side:
         """One optimizer step; its mean loss in nats per token."""
         normalizer = sum(len(some.targets_N) for some in packs)
         losses = [self.step.accumulate(some, some.weights_N.to(self.device) / normalizer) for some in packs]
-        self.optimizer.clip(CLIP)
-        self.optimizer.step(LEARNING_RATE)
+        with self.stopwatch:
+            self.optimizer.clip(CLIP)
+            self.optimizer.step(LEARNING_RATE)
         self.optimizer.drop_gradients()
         return sum(loss.item() for loss in losses)
 

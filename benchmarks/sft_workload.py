@@ -57,7 +57,7 @@ def workloads(full: int, steps: int, many_steps: int, seed: int) -> dict[str, Wo
     draw = np.random.default_rng(seed).lognormal(math.log(MEAN) - spread**2 / 2, spread, (many_steps, 16))
     mixed = np.clip(draw * full / CAP, 16, full).astype(int).tolist()
     return {
-        "one": Workload("one", [[full]] * steps, min(5, steps - 1)),
+        "one": Workload("one", [[full]] * steps, min(2, steps - 1)),
         "sixteen": Workload("sixteen", [[full] * 16] * many_steps, 0 if many_steps == 1 else 1),
         "mix": Workload("mix", mixed, 0 if many_steps == 1 else 1),
         "packed": Workload("packed", [[length for lengths in mixed for length in lengths]], 0),

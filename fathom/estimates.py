@@ -15,6 +15,7 @@ from typing import Any
 from fathom import physics
 from fathom.bands import Prior, expected_chains
 from fathom.config import load_object, stage_inputs
+from fathom.errors import InputError
 from fathom.ledger import dollars
 from fathom.physics import NONE, ModelShape, Range
 from fathom.prices import Prices, load_prices
@@ -23,6 +24,7 @@ from fathom.recipe.plan import Step
 from fathom.recipe.schema import Recipe
 from fathom.records import Usage
 from fathom.sources.corpora import CORPORA
+from fathom.train.memory import FLOPS, Room, plan_memory
 
 CORPUS_CHAINS = {"openr1-math-220k": 2}
 """Recorded chains per problem where there is more than one, from the data-set card."""
@@ -90,6 +92,12 @@ TESTED_SHARE = Range(0.6, 0.85, 1.0)
 
 HUB_SECONDS = Range(120, 600, 2400)
 """Streaming one corpus from the hub. Assumption."""
+
+FREE_SHARE = 0.99
+"""Of a GPU's memory, what a program finds free. 139.8 of 141 GiB on an H200."""
+
+HOST_GIB = 96
+"""Host memory that a training process may pin for its GPU. Assumption: rented machines have 128 GiB or more for each."""
 
 COPY_BYTES_PER_SECOND = Range(2e8, 8e8, 2e9)
 """Reading and writing safetensors on local disks. Assumption."""
@@ -328,16 +336,40 @@ def _both(first: Estimate, second: Estimate) -> Estimate:
 def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     shape = _shape(config.model, inputs, setting)
     length = TRAINING_CHAIN * config.max_length
-    tokens = inputs[config.examples].rows * length * (config.epochs * config.iterations)
+    passes = config.epochs * config.iterations
+    tokens = inputs[config.examples].rows * length * passes
     if shape is None:
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
-    speed = physics.training_speed(shape, length.mid, setting.device, setting.count)
-    pack = max(config.pack_tokens, length.mid)
-    peak = physics.training_memory(shape, pack, setting.device, setting.count)
-    note = "8-bit AdamW, sharded" if setting.kind == "gpu" else ""
-    return Estimate(
-        START_SECONDS[setting.kind] + tokens.over(speed), tokens=tokens, peak_gib=peak, shape=shape, note=note
+    seconds = START_SECONDS[setting.kind] + tokens.over(
+        physics.training_speed(shape, length.mid, setting.device, setting.count)
     )
+    if setting.kind == "cpu":
+        peak = physics.cpu_training_memory(shape, max(config.pack_tokens, length.mid))
+        return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape)
+    peak, notes = _training_memory(config, shape, length, setting)
+    rows = f"{passes} x rows of {length.mid:.0f} [{length.low:.0f} - {length.high:.0f}] tokens"
+    return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape, note="; ".join([rows, *notes]))
+
+
+def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Setting) -> tuple[float | None, list[str]]:
+    """(peak GiB of each device, how activations are placed), or (None, why it can't be and what could)."""
+    sheet = physics.DEVICES[setting.device]
+    room = Room(
+        sheet.memory_gib * physics.GIB * FREE_SHARE,
+        HOST_GIB * physics.GIB,
+        FLOPS * sheet.tflops / physics.DEVICES["h200"].tflops,
+        sheet.link * 1e9,
+    )
+    pack = max(config.pack_tokens, config.max_length)
+    step_tokens = config.batch_tokens or config.batch_size * length.mid
+    packs = max(1, round(step_tokens / pack / setting.count))
+    width = 4 if config.precision == "float32" else 2
+    try:
+        plan = plan_memory(shape, pack, config.optimizer, room, setting.count, packs, width)
+    except InputError as refusal:
+        return None, [str(refusal)]
+    kept = plan.notes or ("all activations kept",)
+    return plan.peak_bytes / physics.GIB, [f"{config.optimizer}", *kept]
 
 
 def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

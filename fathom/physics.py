@@ -126,17 +126,21 @@ def shape_of(directory: Path) -> ModelShape:
 
 @dataclass(frozen=True)
 class Device:
-    """memory_gib: None where the machine's own memory counts. tflops: dense bf16. bandwidth: GB/s. Vendor data sheets."""
+    """memory_gib: None where the machine's own memory counts. tflops: dense bf16. bandwidth: GB/s. Vendor data sheets.
+
+    link: GB/s to pinned host memory, each way: measured on an H200, and for the A100 what PCIe 4 gives.
+    """
 
     memory_gib: float | None
     tflops: float
     bandwidth: float
+    link: float = 54
 
 
 DEVICES = {
     "h100": Device(80, 989, 3350),
     "h200": Device(141, 989, 4800),
-    "a100": Device(80, 312, 2039),
+    "a100": Device(80, 312, 2039, link=25),
     "cpu": Device(None, 0.3, 40),
     "laptop": Device(None, 0.3, 40),
 }
@@ -154,9 +158,6 @@ DECODING_SHARE = {"gpu": Range(0.30, 0.50, 0.80), "cpu": Range(0.03, 0.08, 0.20)
 """Share of the roofline that batched decoding reaches, ragged ends of batches included. gpu: an assumption. cpu: Fathom
 with 2.4M parameters sampled 2,400 tokens per CPU-second, prompts included, which is 9%."""
 
-MIXED_ADAM_BYTES = 6.0
-"""Per parameter on a GPU: bf16 weights and gradients, 8-bit moments (14.77B parameters: 89 GiB peak measured)."""
-
 FLOAT32_ADAM_BYTES = 16.0
 """Per parameter on a CPU: float32 weights, gradients and two moments."""
 
@@ -171,14 +172,10 @@ def training_speed(shape: ModelShape, length: float, device: str, count: int) ->
     return TRAINING_SHARE[kind_of(device)] * (flops / shape.training_flops(length))
 
 
-def training_memory(shape: ModelShape, pack_tokens: float, device: str, count: int) -> float:
-    """Peak GiB per device, optimizer sharded over the devices, activations recomputed layer by layer."""
-    if kind_of(device) == "cpu":
-        activations = pack_tokens * (shape.layers * 14 * shape.hidden + 2 * shape.vocabulary) * 4
-        return 0.6 + (FLOAT32_ADAM_BYTES * shape.parameters + activations) / GIB
-    kept = pack_tokens * shape.layers * shape.hidden * 2
-    working = pack_tokens * (6 * shape.hidden + 4 * shape.intermediate) * 2
-    return (MIXED_ADAM_BYTES * shape.parameters / count + kept + working) / GIB
+def cpu_training_memory(shape: ModelShape, pack_tokens: float) -> float:
+    """Peak GiB of float32 training on a CPU. What a GPU needs is planned tensor by tensor (`train/memory.py`)."""
+    activations = pack_tokens * (shape.layers * 14 * shape.hidden + 2 * shape.vocabulary) * 4
+    return 0.6 + (FLOAT32_ADAM_BYTES * shape.parameters + activations) / GIB
 
 
 def decoding_speed(shape: ModelShape, context: float, device: str, count: int, chains: float) -> Range:

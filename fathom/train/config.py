@@ -35,6 +35,9 @@ class OptimizerConfig(StageConfig):
     states: Literal["float32", "int8"] = "float32"
     master: Literal["float32", "split", "stochastic"] = "float32"
 
+    def __str__(self) -> str:
+        return f"AdamW with {self.states} moments and {self.master} masters"
+
 
 class SftConfig(StageConfig):
     """The `sft` op. A step is `batch_size` examples or at most `batch_tokens` tokens (give one).
