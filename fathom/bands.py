@@ -95,6 +95,10 @@ class Prior:
     solved: float = 1.0
     failed: float = 1.0
 
+    @property
+    def mean(self) -> float:
+        return self.solved / (self.solved + self.failed)
+
 
 def count_solved(rollouts: Iterable[Rollout], max_tokens: int | None = None) -> dict[str, Count]:
     """Counts by problem id. A chain without a usable verdict (bad gold) does not count at all.
