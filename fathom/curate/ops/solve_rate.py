@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from fathom.bands import Count, count_solved
+from fathom.bands import Count, count_solved, fit_prior
 from fathom.chunks import write_rows
 from fathom.config import Input, StageConfig
 from fathom.curate.funnel import Funnel, finish
@@ -33,7 +33,11 @@ class SolveRateConfig(StageConfig):
 
 
 def run_solve_rate(inputs: dict[str, Any], config: SolveRateConfig, out: Path, meter: Meter) -> dict[str, Any]:
-    """Stage: problems.jsonl with `solve_rate` and its interval in `meta.solve_rate`."""
+    """Stage: problems.jsonl with `solve_rate` and its interval in `meta.solve_rate`.
+
+    Among the metrics, `mean` is that of the fractions; after waves (`until` of `op: rollout`) it is biased,
+    as a problem's fraction may be two of two, and `mean_fitted`, that of the fitted spread, is not.
+    """
     counts = count_solved(read_jsonl(inputs["chains"] / "rollouts.jsonl", Rollout), config.max_tokens)
     funnel = Funnel(read_problems(inputs["problems"] / "problems.jsonl"))
 
@@ -49,6 +53,7 @@ def run_solve_rate(inputs: dict[str, Any], config: SolveRateConfig, out: Path, m
     found = {
         "chains_mean": round(sum(counts[p.id].chains for p in measured) / max(1, len(measured)), 3),
         "mean": round(sum(rates) / len(rates), 6) if rates else None,
+        "mean_fitted": round(fit_prior(Counter(counts[p.id] for p in measured)).mean, 6),
         "histogram": {f"{i / 10:.1f}": histogram[i] for i in range(10)},
     }
     return finish("solve_rate", out, measured, funnel.steps, found)
