@@ -39,6 +39,18 @@ class OptimizerConfig(StageConfig):
         return f"AdamW with {self.states} moments and {self.master} masters"
 
 
+class AdapterConfig(StageConfig):
+    """LoRA: matrices of `rank` beside the frozen `targets`, whose product is scaled by alpha / rank.
+
+    quantize: the frozen weights in 4 bits (QLoRA), for a 24 GB card. The model that is written is whole.
+    """
+
+    rank: int = Field(32, ge=1)
+    alpha: float = Field(64.0, gt=0)
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    quantize: bool = False
+
+
 class SftConfig(StageConfig):
     """The `sft` op. A step is `batch_size` examples or at most `batch_tokens` tokens (give one).
 
@@ -47,6 +59,7 @@ class SftConfig(StageConfig):
     pack_tokens: tokens of one forward pass; memory grows with it, the result does not depend on it.
     step: fused is the written-out step for Llama and Qwen2 models, auto takes it on GPUs, plain is the
     model's own modules. float8: the layers' matrix products in eight bits: faster, and not the same loss.
+    adapter: train LoRA matrices in place of all weights (on one device).
     """
 
     model: ModelInput
@@ -65,6 +78,7 @@ class SftConfig(StageConfig):
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, gt=0)
     float8: bool = False
+    adapter: AdapterConfig | None = None
     step: Annotated[Literal["auto", "plain", "fused"], Operational] = "auto"
     pack_tokens: Annotated[int, Operational, Field(ge=1)] = 4096
     checkpoint_every: Annotated[int, Operational, Field(ge=1)] = 100
@@ -74,6 +88,12 @@ class SftConfig(StageConfig):
     def _one_batch_size(self) -> SftConfig:
         if (self.batch_size is None) == (self.batch_tokens is None):
             raise ValueError("give either batch_size or batch_tokens")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_plain(self) -> SftConfig:
+        if self.adapter and (self.float8 or self.step == "fused" or self.optimizer != OptimizerConfig()):
+            raise ValueError("adapter goes with step plain, no float8 and the float32 optimizer")
         return self
 
     @model_validator(mode="after")

@@ -34,10 +34,14 @@ disable_progress_bar()
 
 
 def load_model(
-    model_dir: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    model_dir: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    quantization: object | None = None,
 ) -> PreTrainedModel:
     """The model of a local Hugging Face directory, in training mode, with document-isolated attention.
 
+    quantization: a transformers quantization configuration for frozen weights; they are put on the device as they load.
     Raises InputError for a directory that is not a model, truncated weights, or an architecture
     whose logits are not a plain linear head.
     """
@@ -49,6 +53,7 @@ def load_model(
             config=config,
             dtype=dtype,
             attn_implementation=NAME,
+            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
             local_files_only=True,
             trust_remote_code=False,
         )
@@ -57,7 +62,7 @@ def load_model(
     for knob in HEAD_KNOBS:
         if getattr(config, knob, None) is not None:
             raise InputError(f"{model_dir}: {knob} is not supported in training")
-    return model.to(device).train()
+    return (model if quantization else model.to(device)).train()
 
 
 def pack_logprobs(model: PreTrainedModel, pack: Pack) -> torch.Tensor:

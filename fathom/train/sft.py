@@ -11,19 +11,20 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, read_jsonl
 from fathom.tokens import EncodedExample, encode_example, load_tokenizer, template_hash
 from fathom.train import preflight
+from fathom.train.adapter import load_adapted, merged
 from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import SftConfig
@@ -31,7 +32,7 @@ from fathom.train.loop import LogRow, LoopConfig, Step, train
 from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
 from fathom.train.open_step import Work, open_step
-from fathom.train.parallel import joined, shard
+from fathom.train.parallel import World, joined, shard
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.weights import tensor_entries
 
@@ -97,10 +98,9 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
     }
     with joined() as world:
         compute = getattr(torch, config.precision)
-        own_masters = world.size > 1 and config.optimizer.master == "float32"
-        model = load_model(base, world.device, torch.float32 if own_masters else compute)
+        model = load_for(base, config, world, meter.seed)
         plain = shard(model, world, compute)
-        forward = open_step(model, config, method.work(world.size), compute) or plain
+        forward = plain if config.adapter else open_step(model, config, method.work(world.size), compute) or plain
         found = preflight.check(
             forward, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
         )
@@ -113,12 +113,33 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
         loop = loop_config(config, meter.seed)
         trained = train(model, method, loop, checkpoints, meter, identity, watch, world, forward)
         if world.first:
-            save_model(model, trained.weights, base, out)
+            write_model(model, trained.weights, config, base, out)
             _write_rows(out / "train_log.jsonl", trained.log)
             _write_rows(out / "removed.jsonl", data.aside)
             (out / "preflight.json").write_text(json.dumps(found.row(), indent=1) + "\n", encoding="utf-8")
         world.barrier()
     return summary(len(data.rows) + len(data.aside), method, trained.log)
+
+
+def load_for(base: Path, config: SftConfig, world: World, seed: int) -> PreTrainedModel:
+    """The model to train, on its device; in several processes float32 weights are their own masters."""
+    compute = getattr(torch, config.precision)
+    if config.adapter and world.size > 1:
+        raise InputError(f"adapter: trains on one device, and hardware.count is {world.size}")
+    if config.adapter:
+        return load_adapted(base, config.adapter, world.device, compute, seed)
+    own_masters = world.size > 1 and config.optimizer.master == "float32"
+    return load_model(base, world.device, torch.float32 if own_masters else compute)
+
+
+def write_model(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor], config: SftConfig, base: Path, out: Path
+) -> None:
+    """What was trained, as a plain model directory."""
+    if config.adapter:
+        model = merged(base, config.adapter, weights)
+        weights = dict(model.named_parameters())
+    save_model(model, weights, base, out)
 
 
 @dataclass(frozen=True)
