@@ -11,8 +11,8 @@ The thresholds were chosen on the half of the rows (stock and planted) whose pro
 half is reported. Either is compared with all problems of all benchmarks.
 
 An untouched row that a rule flags may be a real leak: `curation_read.json` holds what a reader found
-about each one that Fathom flags. Writes benchmarks/results/curation.json, one part per command; exits 1
-when a flagged row was not read.
+about each one that Fathom flags, and which of those that open-r1's rule flags are real. Writes
+benchmarks/results/curation.json, one part per command; exits 1 when a row that Fathom flags was not read.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ KINDS: dict[str, tuple[str, Rewrite]] = {
         "twin",
         lambda text, random: (new := plants.renumbered(text, random)) and plants.renamed(new, random),
     ),
+    "renumbered and reworded": (
+        "twin",
+        lambda text, random: (new := plants.renumbered(text, random)) and plants.reworded(new, random),
+    ),
 }
 """What is planted: kind -> (group that the goals speak of, rewrite)."""
-NEW_ANSWER = ("renumbered", "renumbered and renamed")
+NEW_ANSWER = ("renumbered", "renumbered and renamed", "renumbered and reworded")
 
 
 @dataclass(frozen=True)
@@ -224,7 +228,7 @@ def _told(problem: Problem, leak: Leak, read: dict[str, Any]) -> dict[str, Any]:
 
 
 def deduplication(stock: list[Problem]) -> dict[str, Any]:
-    """Plant a copy of every sixth row per round: copies must go, twins (other numbers, other answer) must stay."""
+    """Plant a rewrite of every sixth row per round: copies must go, twins (other numbers and answer) must stay."""
     kinds = ["verbatim", "other notation", "reworded", *NEW_ANSWER]
     planted, found, hashed = Counter(), Counter(), Counter()
     untouched: dict[str, dict[str, Any]] = {}
