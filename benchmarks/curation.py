@@ -11,8 +11,8 @@ The thresholds were chosen on the half of the rows (stock and planted) whose pro
 half is reported. Either is compared with all problems of all benchmarks.
 
 An untouched row that a rule flags may be a real leak: `curation_read.json` holds what a reader found
-about each one that Fathom flags. Writes benchmarks/results/curation.json, one part per command; exits 1
-when a flagged row was not read.
+about each one that Fathom flags, and which of those that open-r1's rule flags are real. Writes
+benchmarks/results/curation.json, one part per command; exits 1 when a row that Fathom flags was not read.
 """
 
 from __future__ import annotations
@@ -57,9 +57,13 @@ KINDS: dict[str, tuple[str, Rewrite]] = {
         "twin",
         lambda text, random: (new := plants.renumbered(text, random)) and plants.renamed(new, random),
     ),
+    "renumbered and reworded": (
+        "twin",
+        lambda text, random: (new := plants.renumbered(text, random)) and plants.reworded(new, random),
+    ),
 }
 """What is planted: kind -> (group that the goals speak of, rewrite)."""
-NEW_ANSWER = ("renumbered", "renumbered and renamed")
+NEW_ANSWER = ("renumbered", "renumbered and renamed", "renumbered and reworded")
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,7 @@ def decontamination(
     planted, rules = Counter(), defaultdict(Counter)
     by_benchmark: dict[str, Counter] = defaultdict(Counter)
     flagged: dict[str, dict[str, Leak]] = defaultdict(dict)
-    missed = []
+    missed: dict[str, list[str]] = defaultdict(list)
     for turn in range(len(kinds)):
         plants_ = [rewrite(p, kinds[(i + turn) % len(kinds)], i, name) for i, (name, p) in enumerate(every)]
         plants_ = [plant for plant in plants_ if plant]
@@ -166,7 +170,7 @@ def decontamination(
             for method, hits in methods.items():
                 found[method][plant.kind] += row in hits
             if row not in leaks:
-                missed.append({"kind": plant.kind, "of": plant.of.id, "text": plant.problem.question[:200]})
+                missed[plant.kind].append(plant.of.id)
         for method, hits in methods.items():
             flagged[method] |= {rows[row].id: leaks.get(row) for row in hits if row < len(stock)}
     read = json.loads(READ.read_text(encoding="utf-8")) if READ.exists() else {}
@@ -178,7 +182,7 @@ def decontamination(
         "methods": {m: _method(found[m], planted, set(flagged[m]), read, len(stock)) for m in flagged},
         "fathom_rules": {kind: dict(rules[kind].most_common()) for kind in kinds},
         "fathom_by_benchmark": {name: round(c[True] / sum(c.values()), 4) for name, c in by_benchmark.items()},
-        "fathom_missed": missed,
+        "fathom_missed": {kind: " ".join(sorted(ids)) for kind, ids in missed.items()},
         "fathom_flagged_untouched": [_told(problems[key], own[key], read) for key in sorted(own)],
     }
 
@@ -215,8 +219,8 @@ def _told(problem: Problem, leak: Leak, read: dict[str, Any]) -> dict[str, Any]:
         "score": best.score,
         "other": best.other.id,
         **read.get(problem.id, {"real": None, "why": "not read"}),
-        "text": problem.question[:300],
-        "other_text": best.other.question[:300],
+        "text": problem.question[:200],
+        "other_text": best.other.question[:200],
     }
 
 
@@ -224,7 +228,7 @@ def _told(problem: Problem, leak: Leak, read: dict[str, Any]) -> dict[str, Any]:
 
 
 def deduplication(stock: list[Problem]) -> dict[str, Any]:
-    """Plant a copy of every sixth row per round: copies must go, twins (other numbers, other answer) must stay."""
+    """Plant a rewrite of every sixth row per round: copies must go, twins (other numbers and answer) must stay."""
     kinds = ["verbatim", "other notation", "reworded", *NEW_ANSWER]
     planted, found, hashed = Counter(), Counter(), Counter()
     untouched: dict[str, dict[str, Any]] = {}

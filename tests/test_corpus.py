@@ -1,13 +1,14 @@
 """Problems that stay on disk: what is read, what is copied, and that processes change nothing."""
 
 import json
+import time
 from itertools import product
 
 import pytest
 
 from fathom.curate import corpus
 from fathom.curate.corpus import Corpus, map_chunks
-from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
+from fathom.curate.decontaminate import HeldOut, Index, Rules, find_leaks
 from fathom.curate.dedup import count_chains, find_repeats
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.curate.sketch import BANDS, Ragged, Sketches, bands, sketch
@@ -132,6 +133,16 @@ def test_least_is_a_minhash():
         least = lists.least(seed)
         assert least[0] == least[2] != least[3] and least[1] == 0
     assert len({int(lists.least(seed)[0]) for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("shape", ["word ", "{", "\\frac{", "\\text{", "^ ", " Ab'", "1,000", "a\0"])
+def test_a_megabyte_in_one_problem_takes_seconds(shape):
+    """Patterns with two ways through the same text would take hours."""
+    before = time.process_time()
+    megabyte = Problem("a", "\\frac^" + " " * 300_000 + shape * (700_000 // len(shape)), "1")
+    assert sketch([megabyte]).bands.shape == (1, BANDS)
+    Index([HeldOut("b", [Problem("b", "Is 2 + 2 even?", "4")], Rules())]).scan([megabyte])
+    assert time.process_time() - before < 10
 
 
 def test_bands_of_nothing():

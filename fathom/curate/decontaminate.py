@@ -5,7 +5,7 @@ Rules, from the plainest to the most far-reaching (`Rules` sets and switches the
 - exact: the normalised texts are equal;
 - similar, contained: the same problem in other words, or with something added (`fingerprint.near`);
 - twin: the same problem with other numbers or names: most of the benchmark problem's 8-grams stand in
-  the training problem once numbers, names and pronouns are masked;
+  the training problem once numbers, names, variables and pronouns are masked, or most words are shared;
 - coverage: half of the benchmark problem's 8-grams stand in the training problem as they are;
 - 13-gram: a run of 13 tokens in common, mostly words and no stock phrase.
 
@@ -26,7 +26,7 @@ from pydantic import Field
 from fathom.config import StageConfig
 from fathom.curate import text
 from fathom.curate.corpus import Progress, map_chunks
-from fathom.curate.fingerprint import Fingerprint, near
+from fathom.curate.fingerprint import Content, Fingerprint, near
 from fathom.curate.sketch import bands
 from fathom.records import Problem
 
@@ -34,6 +34,8 @@ RULES = ("exact", "similar", "contained", "twin", "coverage", "13-gram")
 LONG, SHORT = 13, 8
 ENOUGH = 10
 """Least number of 8-grams of a benchmark problem for a share of them to mean something."""
+TWIN_WORDS = 8
+"""Least number of words of either problem for them to tell a twin."""
 STOCK = 3
 """A 13-gram that stands in more problems than this, on both sides together, is a stock phrase."""
 
@@ -42,8 +44,9 @@ class Rules(StageConfig):
     """What counts as contamination by one benchmark; null switches a rule off. `exact` is always on.
 
     similarity: least Jaccard similarity of words at equal numbers (0: words play no part). twin: least
-    share of the benchmark problem's masked 8-grams. template_tokens: least length of a benchmark problem
-    for the twin rule, in tokens. coverage: least share of its 8-grams. long_grams: the 13-gram rule.
+    share of the benchmark problem's masked 8-grams, and least Jaccard similarity of words at other numbers.
+    template_tokens: least length of a benchmark problem for the twin rule, in tokens. coverage: least
+    share of its 8-grams. long_grams: the 13-gram rule.
     """
 
     similarity: float | None = Field(0.5, ge=0, le=1)
@@ -188,21 +191,27 @@ class Index:
         return Scan(hits, long_grams)
 
     def _same(self, this: Fingerprint, band_row: list[int]) -> list[Hit]:
-        """exact, similar and contained."""
+        """exact, similar, contained, and twin as far as words tell."""
         found = [Hit(i, "exact", 1.0) for i in self.texts.get(this.plain, ())]
         candidates = set(self.numbers.get(this.content.numbers, ()))
         for band in band_row:
             if band in self.bands:
                 candidates.update(self.bands[band])
         for i in sorted(candidates):
-            known = self.known[i]
-            least = self.rules[known.benchmark].similarity
-            if least is not None and (how := near(this.content, known.fingerprint.content, least, same_gold=False)):
+            known, rules = self.known[i], self.rules[self.known[i].benchmark]
+            other = known.fingerprint.content
+            how = None
+            if rules.similarity is not None:
+                how = near(this.content, other, rules.similarity, same_gold=False)
+            alike = shared_words(this.content, other)
+            if how:
                 found.append(Hit(i, how.rule, how.score))
+            elif rules.twins(len(known.template), alike):
+                found.append(Hit(i, "twin", alike))
         return found
 
     def _twins(self, this: Fingerprint, template: list[str], shared: set[str]) -> list[Hit]:
-        """twin and coverage."""
+        """twin, as far as the order of words tells, and coverage."""
         found = []
         same_template = set(self.templates.get(tuple(template), ()))
         counts = Counter(i for gram in shared for i in self.grams[gram])
@@ -226,6 +235,13 @@ class Index:
                 if self.rules[self.known[i].benchmark].long_grams:
                     runs[i].append(gram)
         return [Hit(i, "13-gram", 1.0, tuple(grams)) for i, grams in sorted(runs.items())]
+
+
+def shared_words(a: Content, b: Content) -> float:
+    """Jaccard similarity of words, 0-1; 0 where one has too few to tell a twin."""
+    if min(len(a.words), len(b.words)) < TWIN_WORDS:
+        return 0.0
+    return len(a.words & b.words) / len(a.words | b.words)
 
 
 def find_leaks(
