@@ -16,9 +16,9 @@ class BillLine:
     """What one version (key) of one stage cost, over all its attempts. Times in seconds, money in dollars.
 
     usd is None where a price is missing (basis "unpriced"); wasted_* are the part of seconds and
-    usd that no saved work came from. tokens: by model name. state: of the last attempt; started: when
-    that began, ISO 8601 in UTC. maybe_double: paid calls that were sent again because nobody knew
-    whether they had been answered; their worst case is in usd, and wasted.
+    usd that no saved work came from. tokens, calls_usd (dollars of paid calls): by model name. state: of
+    the last attempt; started: when that began, ISO 8601 in UTC. maybe_double: paid calls that were sent
+    again because nobody knew whether they had been answered; their worst case is in usd, and wasted.
     """
 
     stage: str
@@ -34,6 +34,7 @@ class BillLine:
     wasted_usd: float | None
     basis: Basis
     tokens: dict[str, Usage]
+    calls_usd: dict[str, float]
     maybe_double: int = 0
 
 
@@ -51,8 +52,12 @@ def _line(db: sqlite3.Connection, stage: str, key: str, rows: list[sqlite3.Row])
     calls = db.execute(f"select * from calls where attempt in ({ids})").fetchall()
     rates = {row["id"]: row["count"] * row["usd_per_hour"] / 3600 for row in rows if row["usd_per_hour"] is not None}
     priced = len(rates) == len(rows) and all(t["usd"] is not None for t in tokens if t["device"] == "api")
+    calls_usd: dict[str, float] = {}
+    for call in calls:
+        cost = call["cost_usd"] + call["unknown_usd"] + call["reserved_usd"]
+        calls_usd[call["model"]] = calls_usd.get(call["model"], 0.0) + cost
     usd = sum(row["seconds"] * rates.get(row["id"], 0) for row in rows) + sum(t["usd"] or 0 for t in tokens)
-    usd += sum(c["cost_usd"] + c["unknown_usd"] + c["reserved_usd"] for c in calls)
+    usd += sum(calls_usd.values())
     wasted = {row["id"]: row["seconds"] - row["saved_seconds"] for row in rows}
     wasted_usd = sum(seconds * rates.get(attempt, 0) for attempt, seconds in wasted.items())
     wasted_usd += sum(t["usd"] * _unsaved_part(t) for t in tokens if t["usd"]) + sum(c["unknown_usd"] for c in calls)
@@ -75,6 +80,7 @@ def _line(db: sqlite3.Connection, stage: str, key: str, rows: list[sqlite3.Row])
         wasted_usd=wasted_usd if priced else None,
         basis="unpriced" if not priced else "estimated" if guessed else "metered",
         tokens=used,
+        calls_usd=calls_usd,
         maybe_double=sum(c["maybe_double"] for c in calls),
     )
 

@@ -45,6 +45,9 @@ CLEAN_SHARE = Range(0.97, 0.995, 1.0)
 WINDOW_SHARE = Range(0.04, 0.12, 0.35)
 """Problems left by a selection without a limit. Fathom-R1 kept 5% (V0.6) and 9.5% (V0.4) of 100K."""
 
+ACCEPTED_SHARE = Range(0.25, 0.45, 0.90)
+"""The same without any window: problems with a correct chain. Sky-T1 was left with 17K of some 47K."""
+
 TRAINING_CHAIN = Range(0.20, 0.35, 0.60)
 """Mean length of a training chain as a share of max_length. Correct R1 chains of OpenR1 are some 5-6K tokens of 16K."""
 
@@ -156,7 +159,7 @@ def sources(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 
 
 def _source_rows(source: Any) -> Range:
-    if source.name == "generated":
+    if source.name in ("generated", "programs"):
         return Range.exactly(source.count + source.duplicates + source.leaks)
     limit = source.limit or float("inf")
     if source.name in CORPORA and source.path is None:
@@ -189,7 +192,8 @@ solve_rate = _filter(Range.exactly(1))
 
 def select(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
-    kept = (before.rows * WINDOW_SHARE).at_most(config.limit or float("inf"))
+    share = WINDOW_SHARE if config.solve_rate or config.difficulty else ACCEPTED_SHARE
+    kept = (before.rows * share).at_most(config.limit or float("inf"))
     return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), kept, before.chains)
 
 
@@ -268,8 +272,8 @@ def evaluate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def _benchmark_rows(benchmark: Any) -> int:
     from fathom.sources.benchmarks import table
 
-    if benchmark.generated is not None:
-        rows = benchmark.generated.count
+    if made := benchmark.generated or benchmark.programs:
+        rows = made.count
     elif benchmark.path is not None:
         rows = _lines(Path(benchmark.path))
     else:

@@ -301,7 +301,7 @@ def test_killed_work_is_shown_as_wasted_and_a_missing_price_is_never_free(copy: 
     text = (copy / "report.md").read_text()
     assert "$2.00 of it was wasted" in text
     assert "No price is known for eval\\_base" in text or "No price is known for eval_base" in text
-    assert "| eval\\_base, an earlier version | – | unpriced | unpriced | 50 s | unpriced |" in text
+    assert "| eval\\_base, an earlier version | no such device | – | unpriced | unpriced | 50 s | unpriced |" in text
 
 
 def test_the_day_of_a_report_is_that_of_the_ledger(copy: Path) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from fathom.config import FileInput, Operational, StageConfig
+from fathom.engines.endpoint import ServeConfig
 from fathom.errors import InputError
 from fathom.records import Finish, Message, Sampling
 
@@ -105,7 +106,8 @@ class VllmConfig(StageConfig):
 class HttpConfig(StageConfig):
     """The `http` engine: an OpenAI-compatible chat-completions endpoint.
 
-    model: as the endpoint and the price file name it. base_url: what comes before /chat/completions.
+    model: as the endpoint and the price file name it. base_url: what comes before /chat/completions;
+    or, in its place, serve: a server of Fathom's own that runs on this machine as long as the stage does.
     key_env: environment variable that holds the key; none is sent when absent. body: further entries
     of the request, such as {reasoning_effort: high}; null leaves out one that Fathom would send and
     the endpoint refuses (OpenAI's reasoning models take no temperature). timeout_seconds: of one call.
@@ -119,7 +121,8 @@ class HttpConfig(StageConfig):
 
     kind: Literal["http"] = "http"
     model: str
-    base_url: str
+    base_url: str | None = None
+    serve: ServeConfig | None = None
     key_env: Annotated[str | None, Operational] = None
     body: dict[str, Any] = {}
     concurrency: Annotated[int, Operational] = Field(64, ge=1)
@@ -134,7 +137,9 @@ class HttpConfig(StageConfig):
 
     @field_validator("base_url")
     @classmethod
-    def _plain_address(cls, value: str) -> str:
+    def _plain_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         address = urlsplit(value)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("expected an address like https://api.openai.com/v1")
@@ -143,7 +148,9 @@ class HttpConfig(StageConfig):
         return value
 
     @model_validator(mode="after")
-    def _one_tape(self) -> HttpConfig:
+    def _one_of_each(self) -> HttpConfig:
+        if (self.base_url is None) == (self.serve is None):
+            raise ValueError("give either base_url or serve")
         if self.record is not None and self.replay is not None:
             raise ValueError("record and replay exclude each other")
         return self
@@ -200,9 +207,9 @@ def open_engine(config: EngineConfig, model: Path | None = None, meter: Meter | 
     one they are made and billed nowhere. Raises InputError when the kind needs a model and none is given.
     """
     if isinstance(config, ScriptedConfig):
-        from fathom.engines.scripted import ScriptedEngine
+        from fathom.engines.scripted import SCRIPTS, ScriptedEngine
 
-        return ScriptedEngine(config)
+        return ScriptedEngine(f"scripted:{config.script}", SCRIPTS[config.script])
     if isinstance(config, RecordedConfig):
         from fathom.engines.recorded import RecordedEngine
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from fathom.engines import Completion, HttpConfig, Request
 from fathom.engines.batch import Batches
 from fathom.engines.call import Call, make_call, reserve, settle, stored
+from fathom.engines.endpoint import Endpoint
 from fathom.engines.pace import Pace, pause
 from fathom.engines.tape import Player, Recorder
 from fathom.engines.wire import Client, Failed, read_answer
@@ -35,7 +36,9 @@ class HttpEngine:
         self.name = config.model
         self._config = config
         self._meter = meter or Meter.null(Path())
-        self._client = None if config.replay else Client(config, config.base_url)
+        self._endpoint = Endpoint(config.serve, config.model) if config.serve and not config.replay else None
+        address = self._endpoint.base_url if self._endpoint else config.base_url
+        self._client = None if config.replay else Client(config, address)
         self._player = Player(Path(config.replay)) if config.replay else None
         self._recorder = Recorder(Path(config.record)) if config.record else None
         self._pace = Pace(config.concurrency, config.requests_per_minute, config.tokens_per_minute)
@@ -47,7 +50,7 @@ class HttpEngine:
         the recorded file lacks it, BudgetStop before a call that can't be paid; calls under way then
         end first and are settled.
         """
-        provider = self._config.base_url
+        provider = self._config.base_url or self._config.serve.script
         chains = ((r, index) for r in requests for index in range(r.first, r.first + r.samples))
         calls = [make_call(self._config, provider, r, index, sampling) for r, index in chains]
         with closing(self._answers(calls)) as answers:
@@ -57,7 +60,7 @@ class HttpEngine:
                 yield completion
 
     def close(self) -> None:
-        for part in (self._player, self._recorder, self._client):
+        for part in (self._player, self._recorder, self._client, self._endpoint):
             if part:
                 part.close()
 

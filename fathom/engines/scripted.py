@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 
 from fathom.chunks import draw
-from fathom.engines import Completion, Request, ScriptedConfig
+from fathom.engines import Completion, Request
 from fathom.errors import InputError
 from fathom.records import Sampling
 
@@ -23,9 +23,9 @@ class ScriptedEngine:
 
     device = "cpu"
 
-    def __init__(self, config: ScriptedConfig):
-        self.name = f"scripted:{config.script}"
-        self._script = SCRIPTS[config.script]
+    def __init__(self, name: str, script: Script):
+        self.name = name
+        self._script = script
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         for request in requests:

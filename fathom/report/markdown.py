@@ -126,6 +126,7 @@ def cost(run: Run) -> Sections:
     lines = [
         (
             f"{item.line.stage}{', an earlier version' if item.earlier else ''}",
+            words.billed_as(item.line),
             words.dollars(item.planned[1]) if item.planned else words.NONE,
             words.dollars(item.line.usd),
             words.dollars(item.line.wasted_usd),
@@ -136,9 +137,9 @@ def cost(run: Run) -> Sections:
     ]
     bill = facts.total(run)
     lines.append(
-        ("total", "", words.dollars(bill.usd), words.dollars(bill.wasted_usd), words.duration(bill.seconds), "")
+        ("total", "", "", words.dollars(bill.usd), words.dollars(bill.wasted_usd), words.duration(bill.seconds), "")
     )
-    header = ("stage", "planned", "actual", "wasted", "time", "basis")
+    header = ("stage", "billed as", "planned", "actual", "wasted", "time", "basis")
     return ["## Cost", words.bill_finding(bill, run.plan.get("budget_usd")), table(header, lines)]
 
 

@@ -297,7 +297,7 @@ def _cost_row(cost: facts.Cost, top: float) -> dict[str, Any]:
     return {
         "stage": line.stage,
         "earlier": cost.earlier,
-        "device": f"{line.count} × {line.device}" if line.count > 1 else line.device,
+        "device": words.billed_as(line),
         "bar": charts.bar(((line.usd or 0.0) - lost) / top, "final", lost / top),
         "planned": expected,
         "range": f"{low} to {high}" if planned else "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fathom.bill import BillLine
 from fathom.report import facts
 from fathom.report.read import Run
 
@@ -26,6 +27,12 @@ def span(interval: Sequence[float] | None, signed: bool = False) -> str:
         return NONE
     low, high = interval
     return f"{points(low)} to {points(high)}" if signed else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def billed_as(line: BillLine) -> str:
+    """Whose time and whose tokens: "8 × h200, o3-mini $12.40"."""
+    device = f"{line.count} × {line.device}" if line.count > 1 else line.device
+    return ", ".join([device, *(f"{model} {dollars(usd)}" for model, usd in line.calls_usd.items())])
 
 
 def number(value: float | None) -> str:

@@ -22,6 +22,7 @@ from fathom.records import Kind, Problem
 from fathom.sources import livecodebench
 from fathom.sources.files import Row, read_rows
 from fathom.sources.generated import GeneratedConfig, generate
+from fathom.sources.programs import ProgramCorpus, generate_programs
 from fathom.sources.rows import Columns, RowSpec, to_problem, wanted
 from fathom.sources.unusable import Unusable
 
@@ -55,7 +56,7 @@ class Entry(StageConfig):
 
 
 class BenchmarkChoice(StageConfig):
-    """One benchmark of an evaluation: a known `name`, with `path` a local file, or `generated` problems.
+    """One benchmark of an evaluation: a known `name`, with `path` a local file, `generated` problems or `programs`.
 
     revision: overrides the table's. limit: only the first problems. kind: of a local file with a new name.
     """
@@ -63,6 +64,7 @@ class BenchmarkChoice(StageConfig):
     name: str
     path: FileInput | None = None
     generated: GeneratedConfig | None = None
+    programs: ProgramCorpus | None = None
     revision: str | None = None
     limit: int | None = None
     kind: Kind = "math"
@@ -72,8 +74,9 @@ class BenchmarkChoice(StageConfig):
     def _short_forms(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
-        if isinstance(value, dict) and "generated" in value:
-            return {"name": "generated", **value}
+        for made in ("generated", "programs"):
+            if isinstance(value, dict) and made in value:
+                return {"name": made, **value}
         return value
 
 
@@ -102,6 +105,8 @@ def load(choice: BenchmarkChoice, seed: int = 0) -> Benchmark:
     entry = _entry(choice)
     if choice.generated is not None:
         problems, _ = generate(choice.generated, seed)
+    elif choice.programs is not None:
+        problems = generate_programs(choice.programs, seed)
     else:
         rows = read_rows(Path(choice.path)) if choice.path else _hub_rows(choice.name, entry, choice.revision)
         problems = list(_problems(choice.name, entry, rows, seed))
@@ -114,7 +119,8 @@ def load(choice: BenchmarkChoice, seed: int = 0) -> Benchmark:
 
 
 def _entry(choice: BenchmarkChoice) -> Entry:
-    if choice.path is None and choice.generated is None and choice.name not in table():
+    made = choice.generated or choice.programs
+    if choice.path is None and made is None and choice.name not in table():
         raise InputError(f"benchmark {choice.name!r} is unknown and has no path; known: {', '.join(table())}")
     return table().get(choice.name) or Entry(title=choice.name, kind=choice.kind)
 

@@ -80,7 +80,7 @@ def _rows(config: GeneratedConfig, seed: int) -> list[Problem]:
     _check(config)
     drawn = list(_draw(config, seed))
     rows = [_problem(config, i, *d) for i, d in enumerate(drawn)]
-    rng = _stream(config, seed, "planted")
+    rng = stream(config.split, config.seed + seed, "planted")
     for copy in range(config.duplicates):
         of = rng.randrange(config.count)
         rows.append(_reworded(rows[of], *drawn[of], f"dup{copy:05d}", f"duplicate of {rows[of].id}", 1))
@@ -101,14 +101,15 @@ def _check(config: GeneratedConfig) -> None:
         raise InputError("generated: leaks needs leak_from, the corpus that leaks")
 
 
-def _stream(config: GeneratedCorpus, seed: int, what: str) -> Random:
-    key = f"{config.split}/{config.seed + seed}/{what}".encode()
+def stream(split: str, seed: int, what: str) -> Random:
+    """Random numbers of one purpose, which nothing else that is drawn can shift."""
+    key = f"{split}/{seed}/{what}".encode()
     return Random(int.from_bytes(hashlib.sha256(key).digest()[:8], "big"))
 
 
 def _draw(config: GeneratedCorpus, seed: int) -> Iterator[tuple[Family, int, Numbers, int]]:
     """(family, level, numbers, wording) of each problem; no problem comes twice in one corpus."""
-    rng, seen, tries = _stream(config, seed, "problems"), set(), 0
+    rng, seen, tries = stream(config.split, config.seed + seed, "problems"), set(), 0
     while len(seen) < config.count:
         family = FAMILIES[rng.choice(config.families)]
         level = rng.randint(*config.levels)
@@ -176,7 +177,7 @@ def write_chain(family: str, numbers: Numbers, style: Style, rng: Random) -> str
 
 
 def _teach(config: GeneratedConfig, seed: int, problem: Problem) -> Iterator[Rollout]:
-    rng = _stream(config, seed, f"chains/{problem.id}")
+    rng = stream(config.split, config.seed + seed, f"chains/{problem.id}")
     names = rng.choices(list(TEACHER_STYLES), list(TEACHER_STYLES.values()), k=config.chains)
     for index, name in enumerate(names):
         text = write_chain(problem.meta["family"], problem.meta["numbers"], STYLES[name], rng)

@@ -18,17 +18,18 @@ from pydantic import Field
 from fathom.config import StageConfig
 from fathom.errors import InputError
 from fathom.records import Rollout, to_json
-from fathom.sources import generated, hub, local
+from fathom.sources import generated, hub, local, programs
 from fathom.sources.corpora import CORPORA
 from fathom.sources.generated import GeneratedConfig
 from fathom.sources.hub import HubConfig
 from fathom.sources.local import LocalConfig
+from fathom.sources.programs import ProgramsConfig
 from fathom.sources.rows import Found, Outcome, SetAside
 
 if TYPE_CHECKING:
     from fathom.ledger import Meter
 
-Source = Annotated[LocalConfig | HubConfig | GeneratedConfig, Field(discriminator="name")]
+Source = Annotated[LocalConfig | HubConfig | GeneratedConfig | ProgramsConfig, Field(discriminator="name")]
 
 HOPELESS = 10_000
 """A source whose first rows, so many of them, are all set aside is an error: its columns are wrong, not its rows."""
@@ -45,16 +46,18 @@ class SourcesConfig(StageConfig):
 
 
 def read(source: Source, seed: int) -> Iterator[Outcome]:
-    """What becomes of each row of one source. seed: the recipe's; only generated sources use it."""
+    """What becomes of each row of one source. seed: the recipe's; only sources that are made here use it."""
     if isinstance(source, GeneratedConfig):
         return generated.read(source, seed)
+    if isinstance(source, ProgramsConfig):
+        return programs.read(source, seed)
     return local.read(source) if isinstance(source, LocalConfig) else hub.read(source)
 
 
 def label(source: Source) -> str:
     """How a source is called in tables and rules: its label, its file's name, or its corpus."""
-    if isinstance(source, GeneratedConfig):
-        return f"generated-{source.split}"
+    if isinstance(source, GeneratedConfig | ProgramsConfig):
+        return f"{source.name}-{source.split}"
     return local.label(source) if isinstance(source, LocalConfig) else hub.label(source)
 
 
