@@ -79,6 +79,13 @@ def test_the_fused_step_learns_the_same(work):
     assert again["loss_last"] == fused["loss_last"]
 
 
+def test_float8_products_learn_nearly_the_same(work):
+    exact = sft(work, epochs=4, step="fused")
+    eight = sft(work, Meter.null(work / "scratch2"), epochs=4, step="fused", float8=True)
+    assert eight["loss_last"] == pytest.approx(exact["loss_last"], abs=0.05)
+    assert eight["loss_last"] != exact["loss_last"]
+
+
 def test_pack_size_changes_no_step(work):
     wide = sft(work, epochs=2)
     narrow = sft(work, Meter.null(work / "scratch2"), epochs=2, pack_tokens=100)

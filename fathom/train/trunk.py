@@ -7,6 +7,7 @@ which it lays out flat per layer. It does not load, save or optimize.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from fathom.train import block
 from fathom.train.attention_kernels import Autotune, Heads, Spans
 from fathom.train.batch import Pack
 from fathom.train.flat_layer import LocalWeights
+from fathom.train.float8 import Float8Gemms
 from fathom.train.gemms import Gemms, TunedGemms, add_small
 from fathom.train.head import nll
 from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
@@ -84,6 +86,12 @@ class FusedStep:
         self.autotune = Autotune(self.heads, self._dtype, model.device)
         self.pool = HostPool(model.device)
         self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
+
+    def exact(self) -> FusedStep:
+        """This step with products in the tensors' own precision: where it isn't in float8 already, the same."""
+        other = copy.copy(self)
+        other.gemms = TunedGemms() if isinstance(self.gemms, Float8Gemms) else self.gemms
+        return other
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
