@@ -16,6 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -33,7 +34,7 @@ from fathom.train.attention import NAME  # noqa: E402
 from fathom.train.attention_kernels import CUDA_KERNELS, Heads, Spans, difference, measure  # noqa: E402
 from fathom.train.batch import Pack  # noqa: E402
 from fathom.train.float8 import BACKWARD, FORWARD, Float8Gemms, float8  # noqa: E402
-from fathom.train.gemms import Gemms, PlainGemms  # noqa: E402
+from fathom.train.gemms import Gemms, PlainGemms, TunedGemms  # noqa: E402
 from fathom.train.head import nll  # noqa: E402
 from fathom.train.kernels import triton_kernels  # noqa: E402
 from fathom.train.layer_plan import LayerPlan  # noqa: E402
@@ -155,9 +156,8 @@ def gemms(tokens: int) -> dict[str, Any]:
     }
     table: dict[str, Any] = {}
     for name, (out, into) in shapes.items():
-        for kind, products in (("bf16", PlainGemms()), ("bf16_lt", PlainGemms()), ("float8", Float8Gemms())):
+        for kind, products in (("bf16", PlainGemms()), ("bf16_tuned", TunedGemms()), ("float8", Float8Gemms())):
             try:
-                torch.backends.cuda.preferred_blas_library("cublaslt" if kind == "bf16_lt" else "default")
                 table[f"{name} {kind}"] = products_rates(products, tokens, out, into)
             except Exception:
                 table[f"{name} {kind}"] = failure()
@@ -232,7 +232,10 @@ def passes(step: FusedStep, pack: Pack, repeats: int, fresh: bool) -> dict[str, 
     head = step.model.get_output_embeddings().weight
     rows = []
     torch.cuda.reset_peak_memory_stats()
-    for _ in range(repeats + 1):
+    gauge = Gauge()
+    for turn in range(repeats + 1):
+        if turn == 1:
+            gauge.start()
         if fresh:
             for p in step.model.parameters():
                 p.grad = None
@@ -246,25 +249,37 @@ def passes(step: FusedStep, pack: Pack, repeats: int, fresh: bool) -> dict[str, 
         hidden.backward(torch.zeros_like(hidden).index_copy_(0, pack.sources_N.to(DEVICE), grad))
         marks[3].record()
         del hidden, predicting, grad
-        gauges = gauge() if len(step.plans) >= 24 else None
         torch.cuda.synchronize()
         rows.append([marks[i].elapsed_time(marks[i + 1]) / 1000 for i in range(3)])
     medians = [statistics.median(column) for column in zip(*rows[1:], strict=True)]
     return {
         "forward_s": medians[0], "head_s": medians[1], "backward_s": medians[2], "sum_s": sum(medians),
-        "MHz_W": gauges, "first_s": sum(rows[0]), "each": [round(sum(row), 4) for row in rows], "loss": loss.item(),
+        "MHz_W": gauge.medians(), "first_s": sum(rows[0]), "each": [round(sum(row), 4) for row in rows], "loss": loss.item(),
         "peak_allocated_GiB": torch.cuda.max_memory_allocated() / 2**30,
         "peak_reserved_GiB": torch.cuda.max_memory_reserved() / 2**30, "host_GiB": step.pool.bytes / 2**30,
     }  # fmt: skip
 
 
-def gauge() -> list[int] | None:
-    """[MHz, watts] while the GPU is still at the work queued so far; None without NVML."""
-    time.sleep(1.5)
-    try:
-        return [torch.cuda.clock_rate(), torch.cuda.power_draw() // 1000]
-    except Exception:
-        return None
+class Gauge(threading.Thread):
+    """Reads the GPU's clock and power ten times a second while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.readings: list[tuple[int, int]] = []
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        try:
+            while not self._over.wait(0.1):
+                self.readings.append((torch.cuda.clock_rate(), torch.cuda.power_draw() // 1000))
+        except Exception:
+            self.readings = []
+
+    def medians(self) -> list[float] | None:
+        """[MHz, watts]; None where they can't be read."""
+        self._over.set()
+        self.join()
+        return [statistics.median(column) for column in zip(*self.readings, strict=True)] or None
 
 
 def few_layers(tokens: int) -> dict[str, Any]:
@@ -285,7 +300,7 @@ def whole(layers: int, tokens: int, gemms: Gemms | None = None) -> dict[str, Any
     moments = torch.zeros(2 * sum(p.numel() for p in model.parameters()), dtype=torch.uint8, device=DEVICE)
     pack = random_pack((tokens,))
     result: dict[str, Any] = {"moments_GiB": len(moments) / 2**30, "before_GiB": torch.cuda.memory_allocated() / 2**30}
-    plans = {"one_pack": round(layers * 6 / 48), "more_packs": round(layers * 36 / 48)}
+    plans = {"one_pack": round(layers * 6 / 48), "more_packs": round(layers * 24 / 48)}
     step = FusedStep(model, None, gemms)
     result["flat_GiB"] = torch.cuda.memory_allocated() / 2**30
     for name, away in plans.items():

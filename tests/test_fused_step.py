@@ -1,7 +1,7 @@
 """The written-out step equals autograd through Hugging Face's own modules, wherever its activations stay."""
 
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import accumulate
 
 import pytest
@@ -16,7 +16,7 @@ from fathom.train.batch import Pack
 from fathom.train.config import SftConfig
 from fathom.train.flat_layer import ALIGNMENT
 from fathom.train.float8 import FORWARD, Float8Gemms, float8
-from fathom.train.gemms import PlainGemms
+from fathom.train.gemms import PlainGemms, TunedGemms
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs, weighted_nll
 from fathom.train.model import pack_logprobs
@@ -327,3 +327,39 @@ def test_impossible_wishes_are_refused_in_one_line(wish, changes, message):
 def test_available_host_memory_is_a_part_of_the_machines():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_host_bytes() <= total
+
+
+@pytest.mark.parametrize("way", [0, 1, 2], ids=["whole", "by tokens", "by sums"])
+def test_products_in_halves_are_the_products(way, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    grad, x, weight = (torch.randn(shape, generator=generator) for shape in ((11, 14), (11, 6), (14, 6)))
+    gemms = TunedGemms()
+    monkeypatch.setattr(gemms, "_choose", lambda *measured: way)
+    torch.testing.assert_close(gemms.grad_input(grad, weight), grad @ weight)
+    target = torch.full((14, 6), torch.nan)
+    for times, new in ((1, True), (2, False)):
+        gemms.grad_weight(grad, x, target, new)
+        torch.testing.assert_close(target, times * grad.T @ x)
+
+
+def test_a_faster_way_is_chosen_once_for_a_shape(monkeypatch):
+    times = iter([1.0, 0.99, 0.9, 1.0, 0.99])
+    monkeypatch.setattr("fathom.train.gemms.gpu_seconds", lambda run: next(times))
+    monkeypatch.setattr(TunedGemms, "_unknown", lambda self, *what: self._key(*what) not in self._chosen)
+    gemms = TunedGemms()
+    grad, weight = torch.randn(8, 4), torch.randn(4, 6)
+    assert [gemms._choose("input", grad, weight, [None] * 3) for _ in range(2)] == [2, 2]
+    assert gemms._choose("weight", grad, weight, [None] * 2) == 0
+
+
+def test_the_head_runs_on_all_tokens_where_nearly_all_are_predicted():
+    pack = random_pack(40, 30)
+    weights = torch.ones(70)
+    weights[[0, 40]] = 0
+    predicted = weights.nonzero().squeeze(1)
+    dense = replace(pack, sources_N=predicted - 1, targets_N=pack.ids_T[predicted], weights_N=weights[predicted])
+    plain, fused = tiny("qwen2"), tiny("qwen2")
+    loss = weighted_nll(pack_logprobs(plain, dense), dense.weights_N)
+    loss.backward()
+    assert FusedStep(fused).accumulate(dense, dense.weights_N).item() == pytest.approx(loss.item(), rel=1e-6)
+    assert_same_gradients(fused, plain, 2e-6)

@@ -67,6 +67,25 @@ def test_bfloat16_compute_follows_float32(work):
     assert rounded["loss_last"] != exact["loss_last"]
 
 
+def test_the_fused_step_learns_the_same(work):
+    plain = sft(work, epochs=3)
+    log = (work / "out/train_log.jsonl").read_text()
+    fused = sft(work, Meter.null(work / "scratch2"), epochs=3, step="fused", checkpoint_every=2)
+    for key in ("loss_first", "loss_last"):
+        assert fused[key] == pytest.approx(plain[key], rel=1e-4)
+    for ours, theirs in zip((work / "out/train_log.jsonl").read_text().splitlines(), log.splitlines(), strict=True):
+        assert json.loads(ours)["grad_norm"] == pytest.approx(json.loads(theirs)["grad_norm"], rel=1e-3)
+    again = sft(work, Meter.null(work / "scratch2"), epochs=3, step="fused", checkpoint_every=2)
+    assert again["loss_last"] == fused["loss_last"]
+
+
+def test_float8_products_learn_nearly_the_same(work):
+    exact = sft(work, epochs=4, step="fused")
+    eight = sft(work, Meter.null(work / "scratch2"), epochs=4, step="fused", float8=True)
+    assert eight["loss_last"] == pytest.approx(exact["loss_last"], abs=0.05)
+    assert eight["loss_last"] != exact["loss_last"]
+
+
 def test_pack_size_changes_no_step(work):
     wide = sft(work, epochs=2)
     narrow = sft(work, Meter.null(work / "scratch2"), epochs=2, pack_tokens=100)

@@ -12,7 +12,7 @@ Shapes: T tokens, H query heads, K key heads, d head size; qkv rows hold H + 2K 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple, Protocol
@@ -20,10 +20,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch.nn.functional import pad
 
+from fathom.train.timing import gpu_seconds
+
 aten = torch.ops.aten
 WINDOW_STEPS = 8
 """Document lengths are rounded up to one of this many sizes per octave: cuDNN plans each size anew, for 0.1 s or so."""
-TRIALS = 3
 AGREEMENT = 0.03
 """Largest relative difference between two kernels' results in bfloat16 that is still rounding."""
 
@@ -286,8 +287,8 @@ def measure(
             timings[kernel.name] = Timing(math.inf, why=f"relative difference {worst:.3g}")
             continue
         del results
-        forward = _seconds(lambda kernel=kernel: kernel.forward(qkv, heads, spans))
-        backward = _seconds(lambda kernel=kernel, a=attended: kernel.backward(grad, qkv, a, heads, spans))
+        forward = gpu_seconds(lambda kernel=kernel: kernel.forward(qkv, heads, spans))
+        backward = gpu_seconds(lambda kernel=kernel, a=attended: kernel.backward(grad, qkv, a, heads, spans))
         timings[kernel.name] = Timing(forward + backward, forward)
     if reference is None:
         raise RuntimeError("no attention kernel works here: " + "; ".join(t.why for t in timings.values()))
@@ -297,14 +298,3 @@ def measure(
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     """||a - b|| / ||b||."""
     return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    run()
-    start.record()
-    for _ in range(TRIALS):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / TRIALS / 1000

@@ -1,7 +1,8 @@
 """The linear layers' products in eight bits: one scale per tensor, taken from its values at every use.
 
 Inputs and weights become e4m3, gradients e5m2; products accumulate in float32 and come out in the
-tensors' dtype. An opt-in: it is faster and its loss is not the same. Norms, attention, embeddings
+tensors' dtype. An opt-in: it is faster and its loss is not the same; since a scale spans the pack,
+a document's rounding depends on its neighbours. Norms, attention, embeddings
 and the head stay as they are.
 """
 

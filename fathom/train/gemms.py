@@ -6,10 +6,16 @@ three in eight bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import linear
+
+from fathom.train.timing import gpu_seconds
+
+WORTHWHILE = 0.98
+"""Halves are taken when they need less than this share of the whole's time."""
 
 
 class Gemms(Protocol):
@@ -49,6 +55,67 @@ class PlainGemms:
             torch.mm(grad.T, x, out=target)
         else:
             target.addmm_(grad.T, x)
+
+
+class TunedGemms(PlainGemms):
+    """The gradients' products as a whole or in two halves: whichever was faster when a shape first came.
+
+    Large matrices that don't fit the cache gain from halves. On a device without CUDA always whole.
+    """
+
+    def __init__(self) -> None:
+        self._chosen: dict[tuple[str, int, int, int], int] = {}
+
+    def grad_input(self, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ways = (super().grad_input, input_by_tokens, input_by_sums)
+        chosen = self._choose("input", grad, weight, [lambda way=way: way(grad, weight) for way in ways])
+        return ways[chosen](grad, weight)
+
+    def grad_weight(self, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, new: bool) -> None:
+        def halves(target: torch.Tensor, new: bool) -> None:
+            middle = half(len(target))
+            for part in (slice(middle), slice(middle, None)):
+                whole(grad[:, part], x, target[part], new)
+
+        whole = super().grad_weight
+        trial = torch.empty_like(target) if self._unknown("weight", grad, target) else target
+        chosen = self._choose(
+            "weight", grad, target, [lambda: whole(grad, x, trial, True), lambda: halves(trial, True)]
+        )
+        halves(target, new) if chosen else whole(grad, x, target, new)
+
+    def _key(self, kind: str, grad: torch.Tensor, weight: torch.Tensor) -> tuple[str, int, int, int]:
+        return (kind, len(grad).bit_length(), *weight.shape)
+
+    def _unknown(self, kind: str, grad: torch.Tensor, weight: torch.Tensor) -> bool:
+        return grad.is_cuda and self._key(kind, grad, weight) not in self._chosen
+
+    def _choose(self, kind: str, grad: torch.Tensor, weight: torch.Tensor, runs: list[Callable[[], object]]) -> int:
+        if self._unknown(kind, grad, weight):
+            times = [gpu_seconds(run) for run in runs]
+            best = min(range(len(times)), key=times.__getitem__)
+            self._chosen[self._key(kind, grad, weight)] = best if times[best] < WORTHWHILE * times[0] else 0
+        return self._chosen.get(self._key(kind, grad, weight), 0)
+
+
+def input_by_tokens(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """grad @ weight, half of the tokens after the other."""
+    out = grad.new_empty(len(grad), weight.shape[1])
+    middle = half(len(grad))
+    for part in (slice(middle), slice(middle, None)):
+        torch.mm(grad[part], weight, out=out[part])
+    return out
+
+
+def input_by_sums(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """grad @ weight as the sum over two halves of the weight's rows; rounded once more than the whole."""
+    middle = half(len(weight))
+    return (grad[:, :middle] @ weight[:middle]).addmm_(grad[:, middle:], weight[middle:])
+
+
+def half(size: int) -> int:
+    """About the middle, at a multiple of 128 where there is one."""
+    return size // 2 // 128 * 128 or size // 2
 
 
 def add_small(target: torch.Tensor, value: torch.Tensor, new: bool) -> None:

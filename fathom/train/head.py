@@ -15,6 +15,8 @@ from fathom.train.kernels import cross_entropy_
 
 CHUNK_BYTES = 1_250_000_000
 """Of logits held at once."""
+TILE = 256
+"""Rows of a chunk are a multiple of this where there are so many: the matrix products' tiles then fit."""
 
 
 def nll(
@@ -25,6 +27,7 @@ def nll(
     weights_N: float32. The sum is a float32 scalar on the device.
     """
     rows = max(1, CHUNK_BYTES // (head_V_D.shape[0] * head_V_D.element_size()))
+    rows -= rows % TILE if rows > TILE else 0
     rows = max(1, rows // 128 * 128) if rows >= 128 else rows
     head = head_V_D.detach()
     new = head_V_D.grad is None

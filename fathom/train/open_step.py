@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from fathom.errors import InputError
 from fathom.train.config import OptimizerConfig, SftConfig
 from fathom.train.float8 import Float8Gemms
-from fathom.train.gemms import PlainGemms
+from fathom.train.gemms import TunedGemms
 from fathom.train.memory import MemoryPlan, Room, plan_memory
 from fathom.train.trunk import FusedStep, why_not
 from fathom.train.watch import shape_of
@@ -49,7 +49,7 @@ def open_step(model: PreTrainedModel, config: SftConfig, work: Work, dtype: torc
             raise InputError(f"float8: true needs the fused step, which doesn't run here ({why})")
         return None
     plan = plan_here(model, config.optimizer, work) if model.device.type == "cuda" else None
-    gemms = Float8Gemms() if config.float8 else PlainGemms()
+    gemms = Float8Gemms() if config.float8 else TunedGemms()
     return FusedStep(model, plan.per_layer if plan else None, gemms, dtype)
 
 

@@ -33,6 +33,7 @@ from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
 from fathom.train.open_step import Work, open_step
 from fathom.train.parallel import World, joined, shard
+from fathom.train.trunk import FusedStep
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.weights import tensor_entries
 
@@ -101,8 +102,9 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
         model = load_for(base, config, world, meter.seed)
         plain = shard(model, world, compute)
         forward = plain if config.adapter else open_step(model, config, method.work(world.size), compute) or plain
+        checked = forward.exact() if isinstance(forward, FusedStep) else forward
         found = preflight.check(
-            forward, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
+            checked, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
         )
         meter.show(found.segments)
         tracker = open_tracker(config.tracking, identity["config"]) if world.first else None

@@ -11,9 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-NORM_PROGRAMS = 528
-"""Programs of the norm's backward pass: four per multiprocessor of an H200; each sums its rows' weight gradient."""
-CE_BLOCK = 8192
+NORM_PROGRAMS = 132
+"""Programs of the norm's backward pass: one per multiprocessor of an H200; each sums its rows' weight gradient."""
+CE_BLOCK, CE_WARPS = 16384, 32
+"""One row per multiprocessor at a time, so that its second reading comes from the L2 cache."""
 SWIGLU_BLOCK = 1024
 AMAX_BLOCK, AMAX_PROGRAMS = 8192, 1056
 FLOAT8_BLOCK = 128
@@ -57,24 +58,32 @@ def _rmsnorm_backward(
 ):
     column = tl.arange(0, BLOCK)
     inside = column < width
-    weight = tl.load(WEIGHT + column, mask=inside, other=0.0).to(tl.float32)
     weight_grad = tl.zeros((BLOCK,), dtype=tl.float32)
+    step = tl.num_programs(0)
     row = tl.program_id(0).to(tl.int64)
-    for _ in range(tl.cdiv(rows - tl.program_id(0), tl.num_programs(0))):
-        at = row * width + column
-        x = tl.load(X + at, mask=inside, other=0.0)
-        grad = tl.load(GRAD + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(X + row * width + column, mask=inside, other=0.0)
+    grad = tl.load(GRAD + row * width + column, mask=inside, other=0.0)
+    residual = tl.load(RESIDUAL + row * width + column, mask=inside, other=0.0) if HAS_RESIDUAL else grad
+    for _ in range(tl.cdiv(rows - tl.program_id(0), step)):
+        # the next row is on its way while this one is computed
+        after = row + step
+        ahead = inside & (after < rows)
+        next_x = tl.load(X + after * width + column, mask=ahead, other=0.0)
+        next_grad = tl.load(GRAD + after * width + column, mask=ahead, other=0.0)
+        next_residual = tl.load(RESIDUAL + after * width + column, mask=ahead, other=0.0) if HAS_RESIDUAL else next_grad
         rstd = tl.load(RSTD + row)
+        weight = tl.load(WEIGHT + column, mask=inside, other=0.0)
         unit = x.to(tl.float32) * rstd
         rounded = unit.to(x.dtype).to(tl.float32)
-        weight_grad += grad * rounded
-        scaled = grad * weight
+        weight_grad += grad.to(tl.float32) * rounded
+        scaled = grad.to(tl.float32) * weight.to(tl.float32)
         dx = rstd * (scaled - unit * (tl.sum(scaled * unit, axis=0) / width))
         if HAS_RESIDUAL:
-            dx += tl.load(RESIDUAL + at, mask=inside, other=0.0).to(tl.float32)
-        tl.store(DX + at, dx.to(x.dtype), mask=inside)
-        tl.store(GRAD + at, (rounded * weight).to(x.dtype), mask=inside)
-        row += tl.num_programs(0)
+            dx += residual.to(tl.float32)
+        tl.store(DX + row * width + column, dx.to(x.dtype), mask=inside)
+        tl.store(GRAD + row * width + column, (rounded * weight.to(tl.float32)).to(x.dtype), mask=inside)
+        x, grad, residual = next_x, next_grad, next_residual
+        row = after
     tl.store(PARTIAL + tl.program_id(0).to(tl.int64) * width + column, weight_grad, mask=inside)
 
 
@@ -235,7 +244,8 @@ def cross_entropy_(logits_R_V, targets_R, weights_R):
     rows, width = logits_R_V.shape
     logprobs = torch.empty(rows, dtype=torch.float32, device=logits_R_V.device)
     block = min(CE_BLOCK, triton.next_power_of_2(width))
-    _cross_entropy[(rows,)](logits_R_V, targets_R, weights_R, logprobs, width, BLOCK=block, num_warps=_warps(block))
+    warps = min(CE_WARPS, _warps(block) * 2)
+    _cross_entropy[(rows,)](logits_R_V, targets_R, weights_R, logprobs, width, BLOCK=block, num_warps=warps)
     return logprobs
 
 

@@ -7,6 +7,7 @@ which it lays out flat per layer. It does not load, save or optimize.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -17,13 +18,17 @@ from fathom.train import block
 from fathom.train.attention_kernels import Autotune, Heads, Spans
 from fathom.train.batch import Pack
 from fathom.train.flat_layer import LocalWeights
-from fathom.train.gemms import Gemms, PlainGemms, add_small
+from fathom.train.float8 import Float8Gemms
+from fathom.train.gemms import Gemms, TunedGemms, add_small
 from fathom.train.head import nll
 from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs
 from fathom.train.offload import HostPool, Keeper
 from fathom.train.sharded import ShardedWeights, is_sharded
+
+DENSE_SHARE = 0.97
+"""Of the tokens, how many must be predicted for the head to run on all of them."""
 
 FAMILY = ("llama", "qwen2")
 """Values of `model_type` whose layers `block.py` computes."""
@@ -72,7 +77,7 @@ class FusedStep:
         self._dtype = (dtype or model.dtype) if is_sharded(model) else model.dtype
         self.weights = ShardedWeights(layers, self._dtype) if is_sharded(model) else LocalWeights(layers)
         self.plans = list(plans) if plans is not None else [LayerPlan()] * len(layers)
-        self.gemms = gemms or PlainGemms()
+        self.gemms = gemms or TunedGemms()
         attention = model.model.layers[0].self_attn
         config = model.config
         self.heads = Heads(
@@ -81,6 +86,12 @@ class FusedStep:
         self.autotune = Autotune(self.heads, self._dtype, model.device)
         self.pool = HostPool(model.device)
         self._side = torch.cuda.Stream() if model.device.type == "cuda" else None
+
+    def exact(self) -> FusedStep:
+        """This step with products in the tensors' own precision: where it isn't in float8 already, the same."""
+        other = copy.copy(self)
+        other.gemms = TunedGemms() if isinstance(self.gemms, Float8Gemms) else self.gemms
+        return other
 
     def hidden(self, pack: Pack) -> torch.Tensor:
         """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
@@ -99,18 +110,22 @@ class FusedStep:
 
         weights_N: float32.
         """
-        weights_N = weights_N.to(self.model.device)
         hidden = self.hidden(pack)
         parameter = self.model.get_output_embeddings().weight
         head = self.weights.whole(parameter)
-        sources = pack.sources_N.to(self.model.device)
-        everything = len(sources) == len(hidden)
-        predicting = hidden.detach() if everything else hidden.detach().index_select(0, sources)
-        total, grad = nll(predicting, head, pack.targets_N.to(self.model.device), weights_N)
-        if not everything:
-            grad = torch.zeros_like(hidden).index_copy_(0, sources, grad)
+        sources, targets, weights = (
+            x.to(self.model.device) for x in (pack.sources_N, pack.targets_N, weights_N.to(torch.float32))
+        )
+        tokens = len(hidden)
+        if len(sources) > DENSE_SHARE * tokens:  # cheaper to give the few others no weight than to pick rows
+            targets = targets.new_zeros(tokens).index_copy_(0, sources, targets)
+            weights = weights.new_zeros(tokens).index_copy_(0, sources, weights)
+            total, grad = nll(hidden.detach(), head, targets, weights)
+        else:
+            total, picked = nll(hidden.detach().index_select(0, sources), head, targets, weights)
+            grad = torch.zeros_like(hidden).index_copy_(0, sources, picked)
         self.weights.give(parameter, head)
-        del predicting, head
+        del head
         hidden.backward(grad)
         return total
 
