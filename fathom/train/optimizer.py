@@ -241,7 +241,7 @@ def own_part(saved: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     if isinstance(saved, DTensor) or not isinstance(present, DTensor):
         part = local(saved)
     else:
-        start = first_element(present) // max(1, present[0].numel())
+        start = first_element(present) // (present.numel() // len(present))
         part = saved[start : start + len(local(present))]
     if part.shape != local(present).shape:
         raise InputError(
