@@ -362,4 +362,4 @@ def test_shards_are_updated_as_the_whole_and_load_into_one_another(tmp_path):
     root = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["equal", "equal"], done.stderr[-3000:]
+    assert done.stdout.count("equal") == 2, done.stderr[-3000:]
