@@ -53,6 +53,15 @@ def test_peak_by_hand_of_two_layers():
     assert peak_bytes(work, [moved, keep]) == states + 2 * every - sizes["gate_up"] + sizes["gate_up"] + loss
 
 
+@pytest.mark.parametrize(("packs", "offloaded", "measured_gib"), [(1, 6, 126.98), (2, 36, 127.64)])
+def test_the_peak_is_the_measured_one(packs, offloaded, measured_gib):
+    """benchmarks/block_gpu.py on one H200: 14.8B, 16,384 tokens, gate_up of some layers in host memory, moments of one byte."""
+    work = Work(B14, 16384, packs, 1, state_bytes=4, gradient_bytes=2)
+    keep = dict.fromkeys(work.tensor_bytes(), "keep")
+    plan = [keep | {"gate_up": "offload"}] * offloaded + [keep] * (48 - offloaded)
+    assert peak_bytes(work, plan) / GIB == pytest.approx(measured_gib, rel=0.01)
+
+
 def test_14b_on_one_h200_needs_about_30_gb_of_offload_and_nothing_twice():
     plan = plan_memory(B14, 16384, SMALL, H200, packs=16)
     assert 15e9 < plan.offload_bytes < 35e9
