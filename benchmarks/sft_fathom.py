@@ -1,13 +1,20 @@
-"""Fathom's side of `sft_gpu.py`: the fused step, the memory plan and the fused AdamW that a recipe gets, on one GPU."""
+"""Fathom's side of `sft_gpu.py`: the fused step, the memory plan and the fused AdamW that a recipe gets.
+
+On one GPU, or under torchrun on several: then weights, gradients and moments are shared by rows,
+and the packs of a step are dealt out.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import time
 from dataclasses import replace
 
 import torch
+import torch.distributed as dist
 from sft_workload import BETAS, CLIP, LEARNING_RATE, Clock, Workload, random_model
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fathom.physics import GIB, ModelShape
 from fathom.tokens import EncodedExample
@@ -52,9 +59,10 @@ class Side:
 
     def __init__(self, shape: ModelShape, device: str, seed: int, float8: bool, host_gib: float) -> None:
         self.shape, self.device, self.seed = shape, device, seed
+        self.rank, self.gpus, mesh = join(device)
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else 64 * GIB
         self.room = Room(free, host_gib * GIB)
-        self.step = FusedStep(random_model(shape, device, seed), gemms=Float8Gemms() if float8 else None)
+        self.step = FusedStep(random_model(shape, device, seed, mesh), gemms=Float8Gemms() if float8 else None)
         self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
         self.stopwatch = Stopwatch(device)
 
@@ -65,8 +73,9 @@ class Side:
         """
         steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
         longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
+        passes = -(-max(map(len, steps)) // self.gpus)
         for attempt in range(3):
-            plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, packs=max(map(len, steps)))
+            plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, self.gpus, passes)
             self.step.plans = list(plan.per_layer)
             clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
             clock.extra |= {"plans_that_ran_out": attempt} if attempt else {}
@@ -97,12 +106,27 @@ class Side:
     def take_step(self, packs: list[Pack]) -> float:
         """One optimizer step; its mean loss in nats per token."""
         normalizer = sum(len(some.targets_N) for some in packs)
-        losses = [self.step.accumulate(some, some.weights_N.to(self.device) / normalizer) for some in packs]
+        mine = packs[self.rank :: self.gpus]
+        if len(mine) * self.gpus < len(packs):  # all take part in every exchange of weights
+            mine.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
+        losses = [self.step.accumulate(some, some.weights_N.to(self.device) / normalizer) for some in mine]
         with self.stopwatch:
             self.optimizer.clip(CLIP)
             self.optimizer.step(LEARNING_RATE)
         self.optimizer.drop_gradients()
-        return sum(loss.item() for loss in losses)
+        total = torch.stack(losses).sum()
+        if self.gpus > 1:
+            dist.all_reduce(total)
+        return total.item()
+
+
+def join(device: str) -> tuple[int, int, DeviceMesh | None]:
+    """(rank, processes, their mesh) under torchrun; (0, 1, None) alone."""
+    gpus = int(os.environ.get("WORLD_SIZE", "1"))
+    if gpus == 1:
+        return 0, 1, None
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    return dist.get_rank(), gpus, init_device_mesh(device, (gpus,))
 
 
 def packs_of(rows: list[list[int]], pack_tokens: int) -> list[Pack]:

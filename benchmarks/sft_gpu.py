@@ -8,8 +8,8 @@ of them; `mix`, sixteen rows of log-normal lengths (mean 8K, coefficient of vari
 `packed`, the mix again for the anchor with TRL's own packing. `optimizer` is Fathom's AdamW by
 itself. Every side runs in a process of its own with a time limit, its workloads (all, or those
 after a colon, joined by +) in turn, and what it had measured when it failed or ran out of time
-is kept. Prints a table and writes benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test
-for a CPU.
+is kept. `--gpus N --only fathom` shares the model over N GPUs. Prints a table and writes
+benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test for a CPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "sft_gpu.json"
+RANK = int(os.environ.get("LOCAL_RANK", "0"))
 SIDES = ("anchor", "fathom", "float8")
 LIMITS = {"anchor": 330, "fathom": 240, "float8": 150, "optimizer": 90}
 """Seconds that a side may take."""
@@ -43,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workloads", default="one,sixteen,mix")
     parser.add_argument("--steps", type=int, default=6, help="of the workload `one`; the first two count for nothing")
     parser.add_argument("--many-steps", type=int, default=1, help="of the other two")
+    parser.add_argument("--gpus", type=int, default=1, help="that share the model; for Fathom's sides only")
     parser.add_argument("--length", type=int, help="tokens of a full-length row")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--host-gib", type=float, default=96, help="pinned host memory that may be taken")
@@ -62,6 +64,10 @@ def run_side(side: str, options: argparse.Namespace) -> None:
     from sft_workload import SHAPES, Clock, workloads
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        torch.cuda.set_device(RANK)
+    if RANK:
+        options.file = None
     shape = SHAPES[options.model]
     shape = replace(shape, layers=options.layers or shape.layers)
     full = options.length or (256 if options.model == "tiny" else 16384)
@@ -79,18 +85,19 @@ def run_side(side: str, options: argparse.Namespace) -> None:
         print(
             f"{side} {name}: {time.time() - started:.0f} s {json.dumps(report.get(name))}", file=sys.stderr, flush=True
         )
-        options.file.write_text(json.dumps(report))
+        if options.file is not None:
+            options.file.write_text(json.dumps(report))
 
     if side == "optimizer":
         _optimizer(shape, report, attempt)
         return
-    plans = workloads(full, options.steps, options.many_steps, options.seed)
+    plans = workloads(full, options.steps, options.many_steps, options.seed, options.gpus)
     if side in ("fathom", "float8"):
         from sft_fathom import Side
 
         ours = Side(shape, device, options.seed, side == "float8", options.host_gib)
     for name in options.workloads.split(","):
-        clock = Clock(plans[name], shape, device, options.file, report)
+        clock = Clock(plans[name], shape, device, options.file, report, options.gpus)
         if side == "anchor":
             import sft_anchor
 
@@ -116,10 +123,12 @@ def _optimizer(shape: Any, report: dict[str, Any], attempt: Any) -> None:
 # ------------------------------------------------------------------------------ all sides
 
 
-def spawn(side: str, workloads: str, limit: float, directory: Path) -> dict[str, Any]:
+def spawn(side: str, workloads: str, gpus: int, limit: float, directory: Path) -> dict[str, Any]:
     """The report of a side; what it had written when it died or was stopped."""
     file = directory / f"{side}.json"
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", side, "--file", str(file), "--workloads", workloads]
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
+    told = [*sys.argv[1:], "--child", side, "--file", str(file), "--workloads", workloads]
+    command = [sys.executable, *start, __file__, *told]
     environment = {
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
         "TOKENIZERS_PARALLELISM": "false",
@@ -194,7 +203,7 @@ def main() -> None:
             left = options.limit - (time.time() - started)
             if left > 30:
                 workloads = names.replace("+", ",") or options.workloads
-                report[side] = spawn(side, workloads, min(left, LIMITS[side]), Path(directory))
+                report[side] = spawn(side, workloads, options.gpus, min(left, LIMITS[side]), Path(directory))
             report["ratios"] = ratios(report)
             options.out.parent.mkdir(exist_ok=True)
             options.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -51,13 +53,13 @@ class Workload:
         return [[tokens(generator, length) for length in lengths] for lengths in self.steps]
 
 
-def workloads(full: int, steps: int, many_steps: int, seed: int) -> dict[str, Workload]:
-    """one: a full-length row a step. sixteen: that many. mix: sixteen rows of mixed lengths a step. packed: all of them in one."""
+def workloads(full: int, steps: int, many_steps: int, seed: int, gpus: int = 1) -> dict[str, Workload]:
+    """one: a full-length row a step for every GPU. sixteen: that many. mix: sixteen rows of mixed lengths a step. packed: all of them in one."""
     spread = math.sqrt(math.log(1 + VARIATION**2))
     draw = np.random.default_rng(seed).lognormal(math.log(MEAN) - spread**2 / 2, spread, (many_steps, 16))
     mixed = np.clip(draw * full / CAP, 16, full).astype(int).tolist()
     return {
-        "one": Workload("one", [[full]] * steps, min(2, steps - 1)),
+        "one": Workload("one", [[full] * gpus] * steps, min(2, steps - 1)),
         "sixteen": Workload("sixteen", [[full] * 16] * many_steps, 0 if many_steps == 1 else 1),
         "mix": Workload("mix", mixed, 0 if many_steps == 1 else 1),
         "packed": Workload("packed", [[length for lengths in mixed for length in lengths]], 0),
@@ -71,8 +73,11 @@ def tokens(generator: np.random.Generator, length: int) -> list[int]:
     return (drawn + 100).tolist()
 
 
-def random_model(shape: ModelShape, device: str, seed: int) -> Qwen2ForCausalLM:
-    """Made on the device: normal weights of standard deviation 0.02, norms 1, biases 0; bfloat16."""
+def random_model(shape: ModelShape, device: str, seed: int, mesh: DeviceMesh | None = None) -> Qwen2ForCausalLM:
+    """Made on the device: normal weights of standard deviation 0.02, norms 1, biases 0; bfloat16.
+
+    mesh: over which every parameter is shared by rows; each process makes its own.
+    """
     config = Qwen2Config(
         num_hidden_layers=shape.layers, hidden_size=shape.hidden, num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads, intermediate_size=shape.intermediate, vocab_size=shape.vocabulary,
@@ -80,16 +85,18 @@ def random_model(shape: ModelShape, device: str, seed: int) -> Qwen2ForCausalLM:
     )  # fmt: skip
     with torch.device("meta"):
         model = Qwen2ForCausalLM(config).to(torch.bfloat16)
-    frequencies = type(model.model.rotary_emb)(config).to(device)
-    model = model.to_empty(device=device)
-    model.model.rotary_emb = frequencies  # its buffers are computed, not loaded
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim >= 2:
-                p.normal_(0, 0.02, generator=generator)
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # its buffers are computed, not loaded
+    generator = torch.Generator(device).manual_seed(seed + (mesh.get_local_rank() if mesh else 0))
+    for module in model.modules():
+        for name, p in list(module.named_parameters(recurse=False)):
+            rows = p.shape[0] // (mesh.size() if mesh else 1)
+            made = torch.empty(rows, *p.shape[1:], dtype=p.dtype, device=device)
+            if made.ndim >= 2:
+                made.normal_(0, 0.02, generator=generator)
             else:
-                p.fill_(1.0 if "norm" in name else 0.0)
+                made.fill_(0.0 if name == "bias" else 1.0)
+            whole = made if mesh is None else DTensor.from_local(made, mesh, [Shard(0)], run_check=False)
+            setattr(module, name, torch.nn.Parameter(whole))
     return model.train()
 
 
@@ -100,13 +107,14 @@ def model_flops(shape: ModelShape, lengths: Sequence[int]) -> float:
 
 @dataclass
 class Clock:
-    """Times the optimizer steps of one workload and writes what is known after each to `file`."""
+    """Times the optimizer steps of one workload and writes what is known after each to `file` (None: somebody else does)."""
 
     workload: Workload
     shape: ModelShape
     device: str
-    file: Path
+    file: Path | None
     report: dict[str, Any]
+    gpus: int = 1
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     extra: dict[str, Any] = field(default_factory=dict)
@@ -133,7 +141,8 @@ class Clock:
 
     def save(self) -> None:
         self.report[self.workload.name] = self.figures()
-        self.file.write_text(json.dumps(self.report))
+        if self.file is not None:
+            self.file.write_text(json.dumps(self.report))
 
     def figures(self) -> dict[str, Any]:
         """Rates over the median of the steps that count."""
@@ -148,8 +157,9 @@ class Clock:
             flops = [model_flops(self.shape, lengths) / seconds for seconds, lengths in counted]
             found |= {
                 "useful_tokens_per_s": round(statistics.median(rates), 1),
-                "model_tflops": round(statistics.median(flops) / 1e12, 1),
-                "mfu": round(statistics.median(flops) / 1e12 / DEVICES["h200"].tflops, 4),
+                "useful_tokens_per_s_and_gpu": round(statistics.median(rates) / self.gpus, 1),
+                "model_tflops": round(statistics.median(flops) / 1e12 / self.gpus, 1),
+                "mfu": round(statistics.median(flops) / 1e12 / self.gpus / DEVICES["h200"].tflops, 4),
             }
         if self.device == "cuda":
             found["peak_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)

@@ -109,9 +109,12 @@ class Work:
         return {name: size * self.tokens for name, size in per_token.items()}
 
     def fixed_bytes(self) -> float:
-        """Weights and optimizer state, gradients where they stay, and what sharding gathers (three layers, the head)."""
+        """Weights and optimizer state, gradients where they stay, and what sharding gathers.
+
+        That is two layers and their gradients with shards under way, embedding, head and the head's gradient.
+        """
         stays = self.state_bytes + (self.gradient_bytes if self.packs > 1 else 0)
-        gathered = 0 if self.devices == 1 else 6 * (self.shape.embedding_parameters + self.layer_parameters())
+        gathered = 0 if self.devices == 1 else 6 * self.shape.embedding_parameters + 9 * self.layer_parameters()
         return stays * self.shape.parameters / self.devices + gathered
 
     def loss_bytes(self) -> float:
