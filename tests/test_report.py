@@ -9,6 +9,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from fathom import commands, report, store
 from fathom.errors import InputError
 from fathom.ledger import Ledger
 from fathom.prices import DevicePrice, Prices
-from fathom.report import charts, facts, graph, markdown, words
+from fathom.report import charts, facts, graph, markdown, published, words
 from fathom.report.evidence import token_price
 from fathom.report.read import read_run
 from fathom.report.terminal import print_run
@@ -361,6 +362,28 @@ def test_the_headline_claims_what_the_interval_allows(interval: list[float], ver
     assert words.finding(head) == told
 
 
+def test_a_finding_of_several_benchmarks_names_the_first_and_tells_the_others() -> None:
+    def versus(diff: float) -> dict:
+        return {"pass1_diff": diff, "ci": [diff - 0.05, diff + 0.05], "tokens_ratio": 1.0}
+
+    rows = [row("base", 0.5, benchmark=benchmark) for benchmark in "bc"]
+    rows += [row("m", 0.6, versus(0.1)), row("m", 0.6, versus(0.2), temperature=1.0)]
+    rows += [row("base", 0.5, temperature=1.0), row("m", 0.7, versus(0.2), benchmark="c")]
+    head = facts.headline(rows, "m")
+    assert words.finding(head) == "60.0% of b problems solved, up from 50.0%, with as many tokens"
+    assert words.told_with(head, []).endswith("the interval lies above zero. c: +20.0 points (+15.0 to +25.0).")
+
+
+def test_a_run_stands_beside_the_published_rows_of_its_own_recipe() -> None:
+    tables = yaml.safe_load((files("fathom.evaluate") / "published.yaml").read_text(encoding="utf-8"))
+    for name, finals in {"fathom-r1": "Fathom-R1-14B", "sky-t1": "Sky-T1-32B-Preview"}.items():
+        groups = published.figures(published.FAMILIES[name], tables)
+        assert len(groups) >= 2
+        assert {group[-1].model for group in groups.values()} == {finals}
+    sky = published.figures(published.FAMILIES["sky-t1"], tables)
+    assert [row.pass1 for row in sky["aime24"]] == pytest.approx([0.167, 0.5, 0.433])  # without what users measured
+
+
 def test_the_headline_compares_within_one_setting_only() -> None:
     versus = {"pass1_diff": 0.1, "ci": [0.05, 0.15], "tokens_ratio": 1.0}
     rows = [row("base", 0.5), row("m", 0.6, versus, temperature=1.0), row("base", 0.4, temperature=1.0)]
@@ -393,9 +416,9 @@ def test_every_removed_row_is_counted_under_one_reason(finished: Path) -> None:
 
 def test_published_figures_are_read_in_all_three_forms() -> None:
     figures = [45.5, [50.0, 60.0], {"pass1": 51.0, "cons": 70.0, "tokens": 900}, [52.0, 70.0], 52.71]
-    models = list(facts.PUBLISHED_ROLES)
-    table = {"samples": 64, "rows": {model: {"b": figure} for model, figure in zip(models, figures, strict=True)}}
-    (group,) = facts.published_family([table]).values()
+    family = published.FAMILIES["fathom-r1"]
+    table = {"samples": 64, "rows": {model: {"b": figure} for model, figure in zip(family.roles, figures, strict=True)}}
+    (group,) = published.figures(family, [table]).values()
     assert [(row.pass1, row.cons, row.tokens) for row in group] == [
         (0.455, None, None),
         (0.5, 0.6, None),

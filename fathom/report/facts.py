@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from fathom.bill import BillLine
 from fathom.report.read import Run, Stage
@@ -16,24 +16,8 @@ Row = Mapping[str, Any]
 """A line of results.json (one model, benchmark and sampling; rates are fractions of 1), removed.jsonl or examples.jsonl."""
 
 
-class Role(NamedTuple):
-    """What a published model is in the recipe that is re-implemented here, and its colour."""
-
-    about: str
-    style: str
-
-
 SAMPLES_PER_REASON = 2
 """Removed rows that a report shows of every reason."""
-
-PUBLISHED_ROLES = {
-    "DeepSeek-R1-Distill-Qwen-14B": Role("base", "base"),
-    "Fathom-R1-14B-V0.6": Role("curriculum SFT", "p1"),
-    "Fathom-R1-14B-V0.4-RS": Role("GRPO, then SFT", "p2"),
-    "Fathom-R1-14B-RS": Role("merge of V0.6 and V0.4-RS", "p3"),
-    "Fathom-R1-14B": Role("merge of V0.6 and V0.4", "final"),
-}
-"""The published models that stand beside a run, in this order."""
 
 
 # ------------------------------------------------------------------------------ accuracy
@@ -56,7 +40,8 @@ class Headline:
     """The final model beside its base in the recipe's first evaluation setting.
 
     diff, low, high: paired difference of pass@1 and its 95% interval, fractions of 1.
-    tokens_ratio: mean tokens of the final model over those of the base.
+    tokens_ratio: mean tokens of the final model over those of the base. also: the same for the first
+    setting of every other benchmark.
     """
 
     setting: Setting
@@ -66,6 +51,7 @@ class Headline:
     low: float
     high: float
     tokens_ratio: float | None
+    also: tuple[Headline, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -84,13 +70,16 @@ def by_setting(rows: Sequence[Row]) -> dict[Setting, list[Row]]:
 
 def headline(rows: Sequence[Row], final: str | None) -> Headline | None:
     """The first setting in which the final model was compared with its base, or None."""
+    found: dict[str, Headline] = {}
     for setting, group in by_setting(rows).items():
         ours = next((row for row in group if row["model"] == final), None)
         base = base_row(group)
-        if ours is not None and base is not None and ours.get("vs_base"):
+        if setting.benchmark not in found and ours is not None and base is not None and ours.get("vs_base"):
             paired = ours["vs_base"]
-            return Headline(setting, base, ours, paired["pass1_diff"], *paired["ci"], paired["tokens_ratio"])
-    return None
+            head = Headline(setting, base, ours, paired["pass1_diff"], *paired["ci"], paired["tokens_ratio"])
+            found[setting.benchmark] = head
+    first, *also = found.values() if found else (None,)
+    return replace(first, also=tuple(also)) if first else None
 
 
 def compared(comparisons: Sequence[Row], setting: Setting) -> list[Row]:
@@ -103,43 +92,6 @@ def base_row(group: Sequence[Row]) -> Row | None:
     """The row that others are compared with: `base` where there is one, else the first that is compared with none."""
     alone = [row for row in group if not row.get("vs_base")]
     return next((row for row in alone if row["model"] == "base"), alone[0] if alone else None)
-
-
-@dataclass(frozen=True)
-class Published:
-    """One published figure of one model. Rates are fractions of 1; None where the source does not say."""
-
-    model: str
-    benchmark: str
-    pass1: float
-    cons: float | None
-    tokens: float | None
-    samples: int
-
-
-def published_family(tables: Sequence[Mapping[str, Any]]) -> dict[str, list[Published]]:
-    """Published figures of the re-implemented recipe by benchmark: base first, final model last.
-
-    Benchmarks for which the parts are not published are left out.
-    tables: the content of published.yaml (percent; a figure is a pass@1, a pair with cons@k, or a mapping).
-    """
-    groups: dict[str, list[Published]] = {}
-    for model in PUBLISHED_ROLES:
-        for table in tables:
-            for benchmark, figure in table["rows"].get(model, {}).items():
-                groups.setdefault(benchmark, []).append(_published(model, benchmark, figure, table["samples"]))
-    return {benchmark: group for benchmark, group in groups.items() if len(group) == len(PUBLISHED_ROLES)}
-
-
-def _published(model: str, benchmark: str, figure: Any, samples: int) -> Published:
-    if isinstance(figure, int | float):
-        figure = {"pass1": figure}
-    elif isinstance(figure, list):
-        figure = dict(zip(("pass1", "cons"), figure, strict=True))
-    cons = figure.get("cons")
-    return Published(
-        model, benchmark, figure["pass1"] / 100, None if cons is None else cons / 100, figure.get("tokens"), samples
-    )
 
 
 # ------------------------------------------------------------------------------ data

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import yaml
 
 import fathom
-from fathom.report import facts, words
+from fathom.report import facts, published, words
 from fathom.report.read import Run
 
 Sections = list[str]
@@ -25,7 +25,7 @@ def render(run: Run) -> str:
         parts.append(f"**Not finished.** Not run: {escape(', '.join(run.waiting))}.")
     if best:
         parts.append(escape(words.told_with(best, run.comparisons)))
-    parts += [*accuracy(run), *published(run), *funnel(run), *cost(run), *provenance(run)]
+    parts += [*accuracy(run), *published_rows(run), *funnel(run), *cost(run), *provenance(run)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -92,9 +92,9 @@ def _accuracy_row(row: facts.Row) -> tuple[str, ...]:
     )
 
 
-def published(run: Run) -> Sections:
+def published_rows(run: Run) -> Sections:
     """The published rows of the re-implemented recipe."""
-    groups = facts.published_family(run.published) if run.rows else {}
+    groups = published.figures(published.family_of(run), run.published) if run.rows else {}
     if not groups:
         return []
     lines = [
@@ -102,7 +102,7 @@ def published(run: Run) -> Sections:
         for benchmark, rows in groups.items()
         for row in rows
     ]
-    return ["## Beside the published recipe", table(("benchmark", "model", "pass@1", "cons@64", "tokens"), lines)]
+    return ["## Beside the published recipe", table(("benchmark", "model", "pass@1", "cons@k", "tokens"), lines)]
 
 
 def funnel(run: Run) -> Sections:

@@ -11,7 +11,7 @@ import yaml
 from markupsafe import Markup
 
 import fathom
-from fathom.report import charts, facts, words
+from fathom.report import charts, facts, published, words
 from fathom.report.charts import Series
 from fathom.report.evidence import budget_curves, length_histogram, pair_of_chains, side_by_side, solve_rates
 from fathom.report.graph import draw_graph
@@ -43,7 +43,8 @@ def render(run: Run) -> str:
     view = {
         **head(run, best),
         "results": results(run),
-        "published": published(run),
+        "published": published_cards(run),
+        "published_told": published.family_of(run).told,
         "lengths": length_histogram(base, final, names),
         "curves": budget_curves(run),
         "chains": side_by_side(run, base, final, names),
@@ -165,26 +166,28 @@ def _result_row(row: facts.Row, axis: charts.Axis, style: str, run: Run) -> dict
     }
 
 
-def published(run: Run) -> list[dict[str, Any]]:
-    """The published rows of the recipe that Fathom follows, a card per benchmark; none without own results."""
-    groups = facts.published_family(run.published) if run.rows else {}
+def published_cards(run: Run) -> list[dict[str, Any]]:
+    """The published rows of the recipe that the run follows, a card per benchmark; none without own results."""
+    family = published.family_of(run)
+    groups = published.figures(family, run.published) if run.rows else {}
     cards = []
     for benchmark, rows in groups.items():
         axis = charts.nice_axis(100 * min(row.pass1 for row in rows), 100 * max(row.pass1 for row in rows), 6)
         cards.append(
             {
                 "benchmark": benchmark,
-                "caption": f"{rows[0].samples} chains per problem",
+                "caption": f"{rows[0].samples} chains per problem" if rows[0].samples > 1 else "one run",
                 "cons_name": f"cons@{rows[0].samples}",
-                "rows": [_published_row(row, rows[0], axis) for row in rows],
+                "rows": [_published_row(row, rows[0], family.roles[row.model], axis) for row in rows],
                 "scale": charts.scale(axis),
             }
         )
     return cards
 
 
-def _published_row(row: facts.Published, base: facts.Published, axis: charts.Axis) -> dict[str, Any]:
-    role = facts.PUBLISHED_ROLES[row.model]
+def _published_row(
+    row: published.Figure, base: published.Figure, role: published.Role, axis: charts.Axis
+) -> dict[str, Any]:
     ratio = row.tokens / base.tokens if row.tokens and base.tokens and row is not base else None
     return {
         "model": row.model.removeprefix("DeepSeek-"),

@@ -102,7 +102,9 @@ def finding(head: facts.Headline) -> str:
     if head.verdict == "undecided":
         return f"{final} solved by {ours} and {base} by {theirs}: too close to call, with {tokens}"
     change = "up from" if head.verdict == "better" else "down from"
-    return f"{final} of problems solved, {change} {base}, with {tokens}"
+    return (
+        f"{final} of {f'{head.setting.benchmark} ' if head.also else ''}problems solved, {change} {base}, with {tokens}"
+    )
 
 
 def separation(interval: Sequence[float]) -> str:
@@ -120,12 +122,12 @@ def certainty(head: facts.Headline) -> str:
     }[head.verdict]
     return (
         f"{head.final['model']} minus {head.base['model']} on the same problems of {head.setting.benchmark}: "
-        f"{points(head.diff)} points of pass@1, 95% interval {span((head.low, head.high), signed=True)}; {sure}"
+        f"{points(head.diff)} points of pass@1, 95% interval {_span(head)}; {sure}"
     )
 
 
 def told_with(head: facts.Headline, comparisons: Sequence[facts.Row]) -> str:
-    """`certainty` as sentences, and every model that does better than the final one."""
+    """`certainty` as sentences, the other benchmarks, and every model that does better than the final one."""
     ahead = [
         c for c in facts.compared(comparisons, head.setting) if c["model"] == head.final["model"] and c["ci"][1] < 0
     ]
@@ -134,7 +136,12 @@ def told_with(head: facts.Headline, comparisons: Sequence[facts.Row]) -> str:
         f"({span((-c['ci'][1], -c['ci'][0]), signed=True)})."
         for c in ahead
     ]
-    return f"{certainty(head)}.{''.join(better)}"
+    also = [f" {other.setting.benchmark}: {points(other.diff)} points ({_span(other)})." for other in head.also]
+    return f"{certainty(head)}.{''.join(better + also)}"
+
+
+def _span(head: facts.Headline) -> str:
+    return span((head.low, head.high), signed=True)
 
 
 def model_about(name: str, run: Run) -> str:
