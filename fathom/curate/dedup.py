@@ -23,6 +23,8 @@ from fathom.records import Problem, Rollout
 
 SMALL_BLOCK = 64
 """Groups up to this many problems are compared pair by pair."""
+MOST_COMPARED = 128
+"""A problem is compared with so many others at most, those first that it shares most groups with."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def _find_near(sketches: Sketches, rows: np.ndarray, similarity: float) -> dict[
     for row, groups in _rows_with_groups(sketches, rows, similarity):
         this = sketches.content(row)
         best = None
-        for other in sorted({other for group in groups for other in kept[group]}):
+        met = Counter(other for group in groups for other in kept[group])
+        for other in sorted(sorted(met, key=lambda i: (-met[i], i))[:MOST_COMPARED]):
             verdict = near(this, sketches.content(other), similarity)
             if verdict and (best is None or verdict.score > best.score):
                 best = Repeat(row, other, verdict.rule, round(verdict.score, 4))
