@@ -198,15 +198,13 @@ class Index:
             if band in self.bands:
                 candidates.update(self.bands[band])
         for i in sorted(candidates):
-            known, rules = self.known[i], self.rules[self.known[i].benchmark]
-            other = known.fingerprint.content
-            how = None
-            if rules.similarity is not None:
-                how = near(this.content, other, rules.similarity, same_gold=False)
-            alike = shared_words(this.content, other)
+            known = self.known[i]
+            rules, other = self.rules[known.benchmark], known.fingerprint.content
+            least = rules.similarity
+            how = None if least is None else near(this.content, other, least, same_gold=False)
             if how:
                 found.append(Hit(i, how.rule, how.score))
-            elif rules.twins(len(known.template), alike):
+            elif rules.twins(len(known.template), alike := shared_words(this.content, other)):
                 found.append(Hit(i, "twin", alike))
         return found
 
