@@ -67,6 +67,7 @@ def _measured(run: Run) -> dict[str, Any]:
         "unpriced": list(bill.unpriced),
         "seconds": round(bill.seconds, 1),
         "cpu_seconds": round(sum(stage.manifest.get("cpu_seconds", 0.0) for stage in run.stages), 1),
+        "calls_usd": {line.stage: line.calls_usd for line in run.bill if line.calls_usd},
         "rows": list(run.rows),
     }
 

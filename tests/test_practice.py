@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import get_args
 
 import pytest
 
@@ -11,10 +12,11 @@ from fathom.annotate.asking import Unfit
 from fathom.annotate.rewrite import read_rewrite
 from fathom.annotate.scale import read_scale
 from fathom.engines import Completion, Request
+from fathom.engines.endpoint import ServeConfig
 from fathom.prompts import render
 from fathom.prompts.ask import ask
 from fathom.records import Message, Problem, Rollout
-from fathom.serve.practice import label, rewrite, teach
+from fathom.serve.practice import SCRIPTS, label, rewrite, teach
 from fathom.sources.generated import GeneratedConfig, generate
 from fathom.sources.programs import ProgramCorpus, generate_programs
 
@@ -32,6 +34,10 @@ def rewritten(problem: Problem, chain: Rollout, seed: int) -> Rollout:
     prompt = render("rewrite", question=problem.question, chain=chain.text)
     text = rewrite(Request(problem.id, (Message("user", prompt),)), 0, seed)
     return read_rewrite(Completion("k", 0, text, len(text.split()), "stop"), chain, problem, keep=0.9)
+
+
+def test_a_recipe_may_name_every_script_and_no_other():
+    assert get_args(ServeConfig.model_fields["script"].annotation) == tuple(SCRIPTS)
 
 
 @pytest.mark.parametrize("problems", [MATHS, PROGRAMS], ids=["maths", "programs"])

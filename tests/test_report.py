@@ -21,8 +21,9 @@ from fathom import commands, report, store
 from fathom.errors import InputError
 from fathom.ledger import Ledger
 from fathom.prices import DevicePrice, Prices
+from fathom.records import Problem, Rollout, Verdict
 from fathom.report import charts, facts, graph, markdown, published, words
-from fathom.report.evidence import token_price
+from fathom.report.evidence import checked_by, outcome, token_price
 from fathom.report.read import read_run
 from fathom.report.terminal import print_run
 
@@ -372,6 +373,25 @@ def test_a_finding_of_several_benchmarks_names_the_first_and_tells_the_others() 
     head = facts.headline(rows, "m")
     assert words.finding(head) == "60.0% of b problems solved, up from 50.0%, with as many tokens"
     assert words.told_with(head, []).endswith("the interval lies above zero. c: +20.0 points (+15.0 to +25.0).")
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "why", "told"),
+    [
+        (Problem("p", "What is 6 * 7?", "42"), "42", "equal", ("Answer: 42", "answer 42")),
+        (
+            Problem("p", "?", None, "code", tests=[{}, {}]),
+            "n = 1",
+            "PASS: 2 of 2",
+            ("Checked by 2 tests", "PASS: 2 of 2"),
+        ),
+    ],
+)
+def test_a_program_is_shown_with_its_tests_and_not_with_an_answer(
+    problem: Problem, answer: str, why: str, told: tuple[str, str]
+) -> None:
+    chain = Rollout("p", 0, "text", 3, "stop", "m", verdict=Verdict(answer, True, "grader/1", why=why))
+    assert (checked_by(problem), outcome(problem, chain)) == told
 
 
 def test_a_run_stands_beside_the_published_rows_of_its_own_recipe() -> None:

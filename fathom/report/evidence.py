@@ -188,17 +188,27 @@ def side_by_side(run: Run, base: list[Rollout], final: list[Rollout], names: tup
     return {
         "rule": "The first problem of the evaluation whose first sampled chain is right with both models; nothing was picked by hand.",
         "question": problem.question,
-        "gold": problem.gold,
+        "check": checked_by(problem),
         "sides": [
             {
                 "model": name,
                 "style": style,
-                "verdict": f"{chain.tokens} tokens, answer {chain.verdict and chain.verdict.answer}",
+                "verdict": f"{chain.tokens} tokens, {outcome(problem, chain)}",
                 "text": words.shortened(chain.text, CHAIN_SHOWN),
             }
             for name, style, chain in zip(names, ("base", "final"), pair, strict=True)
         ],
     }
+
+
+def checked_by(problem: Problem) -> str:
+    """What decides whether an answer is right."""
+    return f"Answer: {problem.gold}" if problem.gold is not None else f"Checked by {len(problem.tests or ())} tests"
+
+
+def outcome(problem: Problem, chain: Rollout) -> str:
+    """A graded chain's answer; of a program, which is all of its text, how its tests went."""
+    return chain.verdict.why if problem.kind == "code" else f"answer {chain.verdict.answer}"
 
 
 def _first_and_right(chain: Rollout) -> bool:
