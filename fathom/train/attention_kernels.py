@@ -24,7 +24,7 @@ from fathom.train.timing import gpu_seconds
 
 aten = torch.ops.aten
 WINDOW_STEPS = 16
-"""Document lengths are rounded up to one of this many sizes per octave: cuDNN plans each size anew, for 0.1 s or so."""
+"""Document lengths are rounded up to one of this many sizes per octave: cuDNN plans each size anew."""
 AGREEMENT = 0.03
 """Largest relative difference between two kernels' results in bfloat16 that is still rounding."""
 
