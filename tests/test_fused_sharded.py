@@ -10,10 +10,12 @@ import torch.multiprocessing as mp
 from test_fused_step import PACKS, by_autograd, tiny
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fathom.train.attention_kernels import difference
 from fathom.train.layer_plan import LayerPlan
-from fathom.train.sharded import require_rows
+from fathom.train.sharded import why_not_rows
 from fathom.train.trunk import FusedStep
 
 PLANS = [LayerPlan(*["offload"] * 5), LayerPlan("keep", *["recompute"] * 4), LayerPlan()]
@@ -53,5 +55,15 @@ def test_two_processes_sum_to_one(tmp_path):
 
 
 def test_plain_parameters_are_not_taken_for_sharded_ones():
-    with pytest.raises(ValueError, match="norm: not sharded by rows"):
-        require_rows("norm", torch.nn.Parameter(torch.ones(4)))
+    assert why_not_rows([("norm", torch.nn.Parameter(torch.ones(4)))]) == "norm is not sharded by rows"
+
+
+def test_rows_that_do_not_divide_are_named():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=3)
+    try:
+        mesh = init_device_mesh("cpu", (3,))
+        table = torch.nn.Parameter(DTensor.from_local(torch.ones(2, 2), mesh, (Shard(0),), shape=(4, 2), stride=(2, 1)))
+        reason = why_not_rows([("table", table)])
+    finally:
+        dist.destroy_process_group()
+    assert reason == "the 4 rows of table can't be shared evenly by 3 processes"

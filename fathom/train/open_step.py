@@ -40,15 +40,16 @@ def open_step(model: PreTrainedModel, config: SftConfig, work: Work, dtype: torc
     dtype: to compute in. Raises InputError when the recipe asks for what can't be, and with advice
     when the work doesn't fit into this machine's GPUs.
     """
-    reason = why_not(model)
+    on_gpu = model.device.type == "cuda"
+    reason = why_not(model) or (f"precision {config.precision}" if on_gpu and dtype == torch.float32 else None)
     if config.step == "fused" and reason:
         raise InputError(f"step: fused doesn't run this model ({reason}); set step: plain")
-    if config.step == "plain" or (config.step == "auto" and (reason or model.device.type != "cuda")):
+    if config.step == "plain" or (config.step == "auto" and (reason or not on_gpu)):
         if config.float8:
             why = reason or ("step: plain is set" if config.step == "plain" else f"device {model.device.type}")
             raise InputError(f"float8: true needs the fused step, which doesn't run here ({why})")
         return None
-    plan = plan_here(model, config.optimizer, work) if model.device.type == "cuda" else None
+    plan = plan_here(model, config.optimizer, work) if on_gpu else None
     gemms = Float8Gemms() if config.float8 else TunedGemms()
     return FusedStep(model, plan.per_layer if plan else None, gemms, dtype)
 

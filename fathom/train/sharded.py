@@ -7,7 +7,7 @@ stay the DTensors that optimizer and checkpoints know; sums are in the parameter
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,8 +30,8 @@ class ShardedWeights:
     def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self._layouts = [Layout(layer) for layer in layers]
         for layer in layers:
-            for name, p in layer.named_parameters():
-                require_rows(name, p)
+            if reason := why_not_rows(layer.named_parameters()):
+                raise ValueError(reason)
         first = self._layouts[0].first
         self._group, self._dtype = first.device_mesh.get_group(), dtype
         device = first.to_local().device
@@ -76,7 +76,6 @@ class ShardedWeights:
 
     def whole(self, parameter: nn.Parameter) -> torch.Tensor:
         """A gathered copy. Once autograd has its gradient, that is summed and split."""
-        require_rows("parameter", parameter)
         local = self._local(parameter)
         leaf = torch.empty(parameter.shape, dtype=self._dtype, device=local.device)
         dist.all_gather_into_tensor(leaf, local, self._group)
@@ -115,12 +114,14 @@ def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:
         parameter.grad.to_local().add_(rows)
 
 
-def require_rows(name: str, parameter: nn.Parameter) -> None:
-    """Raise ValueError unless every process holds as many consecutive rows."""
-    if not isinstance(parameter, DTensor) or parameter.placements != (Shard(0),):
-        raise ValueError(f"{name}: not sharded by rows over one group of processes")
-    if parameter.shape[0] % parameter.device_mesh.size():
-        raise ValueError(f"{name}: {parameter.shape[0]} rows can't be shared evenly by {parameter.device_mesh.size()}")
+def why_not_rows(parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
+    """Why these are not split evenly by rows over one group of processes; None where they are."""
+    for name, p in parameters:
+        if not isinstance(p, DTensor) or p.placements != (Shard(0),):
+            return f"{name} is not sharded by rows"
+        if p.shape[0] % p.device_mesh.size():
+            return f"the {p.shape[0]} rows of {name} can't be shared evenly by {p.device_mesh.size()} processes"
+    return None
 
 
 def is_sharded(model: nn.Module) -> bool:

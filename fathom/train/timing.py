@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
-REPEATS = 3
+SUSTAINED = 0.06
+"""Seconds that a measurement lasts at least: under full load a GPU lowers its clock within tens of milliseconds."""
 
 
-def gpu_seconds(run: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Mean of a few calls after one that warms up. Waits for the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+def gpu_seconds(run: Callable[[], object]) -> float:
+    """Mean over as many calls as fill SUSTAINED, after two that warm up. Waits for the device."""
     run()
+    repeats = max(3, math.ceil(SUSTAINED / max(_seconds(run, 1), 1e-5)))
+    return _seconds(run, min(repeats, 100))
+
+
+def _seconds(run: Callable[[], object], repeats: int) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):
         run()

@@ -17,7 +17,7 @@ CE_BLOCK, CE_WARPS = 16384, 32
 """One row per multiprocessor at a time, so that its second reading comes from the L2 cache."""
 SWIGLU_BLOCK = 1024
 AMAX_BLOCK, AMAX_PROGRAMS = 8192, 1056
-FLOAT8_BLOCK = 128
+FLOAT8_BLOCK, PLAIN_BLOCK = 128, 2048
 
 
 @triton.jit
@@ -268,10 +268,20 @@ def amax(x):
 
 
 @triton.jit
-def _float8(
-    X, AMAX, OUT, OUT_T, SCALE, rows, columns, padded, LARGEST: tl.constexpr, PLAIN: tl.constexpr,
-    TRANSPOSED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _float8_plain(X, AMAX, OUT, SCALE, count, LARGEST: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    amax = tl.maximum(tl.load(AMAX), 1e-12)
+    if tl.program_id(0) == 0:
+        tl.store(SCALE, amax / LARGEST)
+    x = tl.load(X + place, mask=place < count, other=0.0).to(tl.float32)
+    x = tl.minimum(tl.maximum(x * (LARGEST / amax), -LARGEST), LARGEST)
+    tl.store(OUT + place, x.to(OUT.dtype.element_ty), mask=place < count)
+
+
+@triton.jit
+def _float8_transposed(
+    X, AMAX, OUT, OUT_T, SCALE, rows, columns, padded, LARGEST: tl.constexpr, PLAIN: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK).to(tl.int64)
     amax = tl.maximum(tl.load(AMAX), 1e-12)
@@ -282,20 +292,24 @@ def _float8(
     x = tl.minimum(tl.maximum(x * (LARGEST / amax), -LARGEST), LARGEST)
     if PLAIN:
         tl.store(OUT + row[:, None] * columns + column[None, :], x.to(OUT.dtype.element_ty), mask=inside)
-    if TRANSPOSED:
-        inside = (column[:, None] < columns) & (row[None, :] < padded)
-        tl.store(OUT_T + column[:, None] * padded + row[None, :], tl.trans(x.to(OUT_T.dtype.element_ty)), mask=inside)
+    inside = (column[:, None] < columns) & (row[None, :] < padded)
+    tl.store(OUT_T + column[:, None] * padded + row[None, :], tl.trans(x.to(OUT_T.dtype.element_ty)), mask=inside)
 
 
 def float8(x, amax, dtype, plain, transposed):
     rows, columns = x.shape
     padded = -(-rows // 16) * 16
+    largest = torch.finfo(dtype).max
     out = torch.empty(rows, columns, dtype=dtype, device=x.device) if plain else None
-    out_t = torch.empty(columns, padded, dtype=dtype, device=x.device) if transposed else None
     scale = torch.empty((), dtype=torch.float32, device=x.device)
-    _float8[(triton.cdiv(padded, FLOAT8_BLOCK), triton.cdiv(columns, FLOAT8_BLOCK))](
+    if not transposed:
+        grid = (triton.cdiv(x.numel(), PLAIN_BLOCK),)
+        _float8_plain[grid](x, amax, out, scale, x.numel(), LARGEST=largest, BLOCK=PLAIN_BLOCK, num_warps=4)
+        return out, None, scale
+    out_t = torch.empty(columns, padded, dtype=dtype, device=x.device)
+    _float8_transposed[(triton.cdiv(padded, FLOAT8_BLOCK), triton.cdiv(columns, FLOAT8_BLOCK))](
         x, amax, out, out_t, scale, rows, columns, padded,
-        LARGEST=torch.finfo(dtype).max, PLAIN=plain, TRANSPOSED=transposed, BLOCK=FLOAT8_BLOCK, num_warps=8,
+        LARGEST=largest, PLAIN=plain, BLOCK=FLOAT8_BLOCK, num_warps=8,
     )  # fmt: skip
     return out, out_t, scale
 

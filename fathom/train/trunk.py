@@ -25,7 +25,7 @@ from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs
 from fathom.train.offload import HostPool, Keeper
-from fathom.train.sharded import ShardedWeights, is_sharded
+from fathom.train.sharded import ShardedWeights, is_sharded, why_not_rows
 
 DENSE_SHARE = 0.97
 """Of the tokens, how many must be predicted for the head to run on all of them."""
@@ -51,7 +51,7 @@ def why_not(model: PreTrainedModel) -> str | None:
         return "frozen parameters"
     if len({p.dtype for p in model.parameters()}) > 1:
         return "parameters of several dtypes"
-    return None
+    return why_not_rows(model.named_parameters()) if is_sharded(model) else None
 
 
 class FusedStep:
