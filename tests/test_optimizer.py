@@ -93,7 +93,7 @@ def codes(values: torch.Tensor, draws: int) -> torch.Tensor:
     for draw in range(draws):
         moments = Moments.zero(values, "int8")
         bits = adamw.random_bits(len(values), Rule(0, 0, 0, 0, 1, seed=1, draw=draw))
-        adamw.encode(moments, values, values.abs(), (bits >> 16).float() * 2**-16)
+        adamw.encode(moments, values, values.abs(), (bits >> 16).float() * 2**-16 - 0.5)
         m, v = adamw.decode(moments)
         stored.append(torch.stack([m, v.sqrt()]))
     return torch.stack(stored)
