@@ -351,7 +351,10 @@ def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         peak = physics.cpu_training_memory(shape, max(config.pack_tokens, length.mid))
         return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape)
     peak, notes = _training_memory(config, shape, length, setting)
-    rows = f"{passes} x rows of {length.mid:.0f} [{length.low:.0f} - {length.high:.0f}] tokens"
+    rows = (
+        f"assumed {passes} x rows of {length.mid:.0f} [{length.low:.0f} - {length.high:.0f}] tokens: "
+        f"1,000 more a row cost {100_000 / length.mid:+.0f}%, one pass more {100 / passes:+.0f}%"
+    )
     return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape, note="; ".join([rows, *notes]))
 
 

@@ -127,6 +127,19 @@ def test_bfloat16_resumes_from_its_float32_masters(work, tmp_path):
     assert hashes(work / "out") == hashes(other / "out")
 
 
+@pytest.mark.parametrize(("states", "master"), [("int8", "split"), ("int8", "stochastic"), ("float32", "split")])
+def test_compact_storage_resumes_in_the_same_bytes(work, tmp_path, states, master):
+    """Killed in the second iteration, after its moments were forgotten once."""
+    other = tmp_path / "other"
+    shutil.copytree(work, other)
+    settings = {**SETTINGS, "precision": "bfloat16", "optimizer": {"states": states, "master": master}}
+    assert run_process(work, settings, blow=("step", 11, "after", signal.SIGKILL)) == -signal.SIGKILL
+    assert run_process(work, settings) == run_process(other, settings) == 0
+    assert hashes(work / "out") == hashes(other / "out")
+    losses = [json.loads(line)["loss"] for line in (work / "out/train_log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.5
+
+
 def test_a_finished_run_trains_no_step_again(undisturbed, work, monkeypatch):
     run(work, SETTINGS)
     monkeypatch.setattr(fathom.train.loop, "optimizer_step", lambda *args: pytest.fail("trained again"))

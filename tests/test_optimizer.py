@@ -93,7 +93,7 @@ def codes(values: torch.Tensor, draws: int) -> torch.Tensor:
     for draw in range(draws):
         moments = Moments.zero(values, "int8")
         bits = adamw.random_bits(len(values), Rule(0, 0, 0, 0, 1, seed=1, draw=draw))
-        adamw.encode(moments, values, values.abs(), (bits >> 16).float() * 2**-16)
+        adamw.encode(moments, values, values.abs(), (bits >> 16).float() * 2**-16 - 0.5)
         m, v = adamw.decode(moments)
         stored.append(torch.stack([m, v.sqrt()]))
     return torch.stack(stored)
@@ -102,14 +102,14 @@ def codes(values: torch.Tensor, draws: int) -> torch.Tensor:
 def test_eight_bit_moments_are_off_by_less_than_a_code_and_right_on_average():
     torch.manual_seed(0)
     values = torch.randn(3000) * torch.rand(3000) ** 8
-    made = codes(values, 400)
+    made = codes(values, 200)
     scale = torch.nn.functional.pad(values.abs(), (0, 72)).view(-1, 256).amax(1).repeat_interleave(256)[:3000]
     for index, (count, truth) in enumerate(((127, values), (255, values.abs()))):
         share = (truth.abs() / scale).sqrt()
         width = scale * ((share + 1 / count) ** 2 - (share - 1 / count).clamp(min=0) ** 2)
         assert ((made[:, index] - truth).abs() <= width + 1e-9).all()
         bias = (made[:, index].mean(0) - truth).abs()
-        noise = 5 * width / 400**0.5 + 1.5 * scale / count**2  # what rounding between squares adds, and the least code
+        noise = 5 * width / 200**0.5 + 1.5 * scale / count**2  # what rounding between squares adds, and the least code
         assert (bias <= noise).all()
     assert (made[:, 1] > 0).all(), "a denominator never vanishes"
 
@@ -147,23 +147,23 @@ def test_steps_too_small_for_bfloat16_add_up():
 
 @pytest.mark.parametrize(("states", "master"), STORAGE)
 def test_it_learns_what_float32_learns(states, master):
-    """A teacher's outputs by regression: the loss after 200 steps is that of float32 AdamW within a tenth."""
+    """A teacher's outputs by regression: the loss after 80 steps is that of float32 AdamW within a twentieth."""
     x = torch.randn(256, 48, generator=torch.Generator().manual_seed(1))
     y = model(torch.float32, seed=9)(x).detach()
 
     def final(net, optimizer):
-        for _ in range(200):
+        for _ in range(80):
             loss = (net(x.to(net[0].weight.dtype)).float() - y).square().mean()
             loss.backward()
             optimizer.accumulate()
             optimizer.clip(1.0)
-            optimizer.step(3e-3)
+            optimizer.step(6e-3)
             optimizer.drop_gradients()
         return loss.item()
 
     exact, ours = model(torch.float32), model()
     reference = final(exact, MasterAdamW(exact, BETAS, 0.0))
-    assert final(ours, fused(ours, states, master, decay=0.0)) == pytest.approx(reference, rel=0.1, abs=2e-3)
+    assert final(ours, fused(ours, states, master, decay=0.0)) == pytest.approx(reference, rel=0.05)
 
 
 @pytest.mark.parametrize(("states", "master"), STORAGE)

@@ -196,7 +196,7 @@ def test_the_plan_of_an_sft_stage_says_where_activations_go(count, optimizer, to
     setting = estimates.Setting("h200", count, None, {"base": R1_14B})
     made = estimates.sft(config, {"rows": estimates.Estimate(physics.NONE, rows=physics.Range.exactly(5000))}, setting)
     assert re.search(told, made.note), made.note
-    assert "1 x rows of 5734 [3277 - 9830] tokens" in made.note
+    assert "1 x rows of 5734 [3277 - 9830] tokens: 1,000 more a row cost +17%, one pass more +100%" in made.note
     assert made.peak_gib is None if "do not fit" in told else made.peak_gib < 139
 
 

@@ -116,7 +116,7 @@ def update_(
         return
     beta1, rest1, beta2, rest2, shrink, size, root2, eps = rule.scalars()
     bits = random_bits(weight.numel(), rule)
-    chance = (bits >> 16).float() * 2**-16
+    chance = (bits >> 16).float() * 2**-16 - 0.5
     m, v = decode(moments)
     g = grad.flatten().float() * factor
     m = beta1 * m + rest1 * g
@@ -165,13 +165,13 @@ def decode(moments: Moments) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def encode(moments: Moments, m: torch.Tensor, root: torch.Tensor, chance: torch.Tensor) -> None:
-    """Store flat float32 values; chance: of each, uniform in [0, 1), what is added before rounding down."""
+    """Store flat float32 values; chance: of each, uniform in [-0.5, 0.5), what is added before rounding to the nearest code."""
     m_scale, v_scale = _block_maximum(m.abs()), _block_maximum(root)
     m_code = _root(m.abs() * _spread(_over(M_CODES**2, m_scale), len(m))) + chance
     v_code = _root(root * _spread(_over(V_CODES**2, v_scale), len(m))) + chance
-    m_code = m_code.floor().clamp_(max=M_CODES)
+    m_code = m_code.clamp_(max=M_CODES).round_()
     moments.m.view(-1).copy_(torch.where(m < 0, -m_code, m_code))
-    moments.v.view(-1).copy_(v_code.floor().clamp_(1, V_CODES))
+    moments.v.view(-1).copy_(v_code.clamp_(1, V_CODES).round_())
     moments.m_scale.copy_(m_scale)
     moments.v_scale.copy_(v_scale)
 

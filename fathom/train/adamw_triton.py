@@ -5,7 +5,8 @@ so results differ from plain PyTorch's in the last bit of float32, and not at al
 TRITON_INTERPRET=1. Imported on a CUDA device only (or under the interpreter).
 
 Bytes moved per parameter: gradient 2, weight 2 + 2, and 2 + 2 for 8-bit moments: 10 (14 with a split
-master; the gradient is dropped, not zeroed). Bound by memory: Philox serves four elements a call.
+master; the gradient is dropped, not zeroed). Made to be bound by memory: one Philox serves four
+elements, and no float becomes an integer by conversion, which runs at a quarter of the rate.
 """
 
 from __future__ import annotations
@@ -53,9 +54,11 @@ def _write_weight(WEIGHT, LOW, at, inside, weight, bits, MASTER: tl.constexpr):
 
 
 @triton.jit
-def _codes(magnitude, scale, chance, CODES: tl.constexpr):
+def _codes(magnitude, scale, chance, LEAST: tl.constexpr, CODES: tl.constexpr):
+    """Integers from LEAST to CODES. Added to 1.5 * 2**23 a float32 has its nearest integer in its last bits."""
     over = tl.where(scale > _TINY, CODES * CODES / scale, 0.0)
-    return tl.minimum(tl.floor(tl.sqrt(magnitude * over[:, None]) + chance), CODES)
+    code = tl.minimum(tl.maximum(tl.sqrt(magnitude * over[:, None]) + chance, LEAST), CODES)
+    return (code + 12582912.0).to(tl.int32, bitcast=True) & 0xFF
 
 
 @triton.jit(do_not_specialize=["seed", "tensor", "draw", "first"])
@@ -83,8 +86,8 @@ def _update(
                 g = tl.load(GRAD + at, mask=inside, other=0.0)
             g = g * factor
             if CODED:
-                m_code = tl.load(M + at, mask=inside, other=0).to(tl.float32)
-                v_code = tl.load(V + at, mask=inside, other=0).to(tl.float32)
+                m_code = tl.load(M + at, mask=inside, other=0).to(tl.int32).to(tl.float32)
+                v_code = tl.load(V + at, mask=inside, other=0).to(tl.int32).to(tl.float32)
                 m_unit = tl.load(M_SCALE + block, mask=some, other=0.0) * (1 / (_M_CODES * _M_CODES))
                 v_unit = tl.load(V_SCALE + block, mask=some, other=0.0) * (1 / (_V_CODES * _V_CODES))
                 m = m_code * tl.abs(m_code) * m_unit[:, None]
@@ -100,11 +103,11 @@ def _update(
             weight = shrink * weight - size * m / (root * root2 + eps)
             _write_weight(WEIGHT, LOW, at, inside, weight, bits, MASTER)
             if CODED:
-                chance = (bits >> 16).to(tl.float32) * (1 / 65536)
+                chance = ((bits >> 16 << 7) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
                 m_scale = tl.max(tl.abs(m), axis=1)
                 v_scale = tl.max(root, axis=1)
-                m_code = _codes(tl.abs(m), m_scale, chance, _M_CODES)
-                v_code = tl.maximum(_codes(root, v_scale, chance, _V_CODES), 1.0)
+                m_code = _codes(tl.abs(m), m_scale, chance, 0.0, _M_CODES)
+                v_code = _codes(root, v_scale, chance, 1.0, _V_CODES)
                 tl.store(M + at, tl.where(m < 0, -m_code, m_code).to(tl.int8), mask=inside)
                 tl.store(V + at, v_code.to(tl.uint8), mask=inside)
                 tl.store(M_SCALE + block, m_scale, mask=some)
