@@ -1,6 +1,6 @@
 """Resumable work in chunks: each chunk's records are one file that is either whole or absent.
 
-What runs per chunk, and on which machine, is the caller's. Not a cache: the folder belongs to one
+What runs per chunk is the caller's, on which machine the crew's (`fanout.py`). Not a cache: the folder belongs to one
 stage and one content key, and is deleted when the stage finishes.
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fathom.fanout import Crew, Here
 from fathom.records import read_jsonl, to_json
 
 if TYPE_CHECKING:
@@ -40,27 +41,39 @@ def run_chunks(
     record: type[Record],
     meter: Meter,
     note: str = "",
+    *,
+    crew: Crew | None = None,
+    bill: Callable[[list[Record]], None] = lambda records: None,
 ) -> list[Record]:
-    """Map `work` over fixed slices of `items`, each result saved before the next slice starts.
+    """Map `work` over fixed slices of `items`; each result is saved before its worker's next slice starts.
 
     A slice whose file exists is read back instead of being worked again, so a killed process
-    repeats at most one slice. `folder` must name the work (see `digest`): it is trusted.
-    Raises BudgetStop, through `meter.check()`, before a slice that can't be paid.
+    repeats at most the slices that were at work, one per worker. `folder` must name the work (see `digest`): it is trusted.
+    crew: who works (default: this process). bill: called, here, with what a slice brought.
+    Raises BudgetStop, through `meter.check()`, before a slice that can't be paid; others that are at work then end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    results: list[Record] = []
-    for start in range(0, len(items), size):
-        path = folder / f"{start:08d}.jsonl"
-        if path.exists():
-            results.extend(read_jsonl(path, record))
-        else:
+    paths = {start: folder / f"{start:08d}.jsonl" for start in range(0, len(items), size)}
+    results = {start: list(read_jsonl(path, record)) for start, path in paths.items() if path.exists()}
+    left = [start for start in paths if start not in results]
+
+    def parts() -> Iterator[Sequence[Item]]:
+        for start in left:
             meter.check()
-            done = work(items[start : start + size])
-            write_whole(path, "".join(to_json(r) + "\n" for r in done))
-            meter.saved()
-            results.extend(done)
-        meter.progress(min(start + size, len(items)), len(items), note)
-    return results
+            yield items[start : start + size]
+
+    done = len(items) - sum(min(size, len(items) - start) for start in left)
+    if done:
+        meter.progress(done, len(items), note)
+    for position, records in (crew or Here()).map(work, parts()):
+        start = left[position]
+        bill(records)
+        write_whole(paths[start], "".join(to_json(r) + "\n" for r in records))
+        meter.saved()
+        results[start] = records
+        done += min(size, len(items) - start)
+        meter.progress(done, len(items), note)
+    return [r for start in paths for r in results[start]]
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,8 +22,10 @@ from fathom import graders
 from fathom.bands import REFERENCE, Until, count_solved, fit_prior, open_counts, savings
 from fathom.chunks import digest, run_chunks, write_rows
 from fathom.config import Input, ModelInput, Operational, StageConfig
-from fathom.engines import Completion, Engine, EngineConfig, Request, open_engine
+from fathom.engines import Completion, Engine, EngineConfig, Request
+from fathom.engines.replicas import check_fan_out, staffed_engine
 from fathom.errors import InputError, WorkError
+from fathom.fanout import Crew, RayConfig, open_crew
 from fathom.prompts import Prompt
 from fathom.prompts.ask import ask
 from fathom.records import Problem, Rollout, Sampling, Usage, Verdict, read_jsonl, read_problems, to_json, write_jsonl
@@ -46,6 +49,7 @@ def roll_out(
     system: str | None = None,
     allow_fewer: bool = False,
     until: Until | None = None,
+    crew: Crew | None = None,
 ) -> list[Rollout]:
     """Sample `samples` chains of every problem and grade each as (problem, text, truncated).
 
@@ -54,10 +58,16 @@ def roll_out(
     chunk and ends with the same bytes. `allow_fewer` accepts an engine that has fewer chains.
     `until` draws in waves and leaves a problem alone, before it has `samples` chains, once enough
     bands are certain; the chains that are drawn are the same ones as without it.
-    Raises WorkError when the engine skips, repeats or invents a chain.
+    crew: who works on the chunks (default: this process); what it sends to others must pickle, as an
+    `engines.replicas.Replica` does. Raises WorkError when the engine skips, repeats or invents a chain.
     """
     by_id = {p.id: p for p in problems}
     messages = {p.id: ask(p, prompt, system) for p in problems}
+
+    def bill(chains: Sequence[Rollout]) -> None:
+        if engine.device != "api":  # whose engine bills every call itself
+            usage = sum((Usage(r.prompt_tokens, r.tokens) for r in chains), Usage())
+            meter.usage(engine.name, usage, engine.device)
 
     def draw(going: Mapping[str, int], more: int, size: int) -> list[Rollout]:
         """Up to `more` further chains of each problem; `going` says from which index on."""
@@ -65,17 +75,10 @@ def roll_out(
         asked = [by_id[r.key] for r in requests]
         name = digest(engine.name, to_json(sampling), samples, size, *map(to_json, asked), *requests)
 
-        def work(rows: Sequence[int]) -> list[Rollout]:
-            part = slice(rows[0], rows[-1] + 1)
-            done = _generate_and_grade(asked[part], requests[part], engine, sampling, grade)
-            _check_complete(done, requests[part], engine.name, allow_fewer)
-            if engine.device != "api":  # whose engine bills every call itself
-                usage = sum((Usage(r.prompt_tokens, r.tokens) for r in done), Usage())
-                meter.usage(engine.name, usage, engine.device)
-            return done
-
+        work = partial(_work_chunk, engine=engine, sampling=sampling, grade=grade, allow_fewer=allow_fewer)
+        pairs = list(zip(asked, requests, strict=True))
         folder = meter.scratch / f"rollouts-{name}"
-        return run_chunks(range(len(asked)), size, folder, work, Rollout, meter, note="problems")
+        return run_chunks(pairs, size, folder, work, Rollout, meter, "problems", crew=crew, bill=bill)
 
     if until is None:
         return draw(dict.fromkeys(by_id, 0), samples, chunk)
@@ -101,16 +104,17 @@ def _in_waves(
     return sorted(done, key=lambda r: (order[r.problem_id], r.index))
 
 
-def _generate_and_grade(
-    problems: Sequence[Problem],
-    requests: Sequence[Request],
+def _work_chunk(
+    pairs: Sequence[tuple[Problem, Request]],
     engine: Engine,
     sampling: Sampling,
     grade: Grade | None,
+    allow_fewer: bool,
 ) -> list[Rollout]:
     """One chunk, sorted. Grading runs in a thread of its own, behind the generation of later chains."""
-    by_id = {p.id: p for p in problems}
-    order = {p.id: i for i, p in enumerate(problems)}
+    by_id = {problem.id: problem for problem, _ in pairs}
+    order = {key: i for i, key in enumerate(by_id)}
+    requests = [request for _, request in pairs]
     with ThreadPoolExecutor(max_workers=1) as grading:
         prompts = {r.key: digest(*map(to_json, r.messages)) for r in requests}
         pending = []
@@ -122,6 +126,7 @@ def _generate_and_grade(
             verdict = grading.submit(grade, problem, completion.text, truncated) if grade else None
             pending.append((completion, verdict))
         done = [_rollout(c, engine.name, sampling, prompts[c.key], v.result() if v else None) for c, v in pending]
+    _check_complete(done, requests, engine.name, allow_fewer)
     return sorted(done, key=lambda r: (order[r.problem_id], r.index))
 
 
@@ -168,7 +173,7 @@ class RolloutConfig(StageConfig):
     until: draw in waves, no further where the solve rate's band is certain; `samples` is then the most of
     any problem, and `chunk` counts as if each had them.
     grade: false keeps chains without verdicts, for a later grade stage. chunk: problems per
-    saved piece of work.
+    saved piece of work. ray: where chunks are drawn and graded at once, one per replica of the engine.
     """
 
     problems: Input
@@ -181,6 +186,7 @@ class RolloutConfig(StageConfig):
     system: str | None = None
     grade: bool = True
     chunk: Annotated[int, Operational] = Field(64, ge=1)
+    ray: Annotated[RayConfig | None, Operational] = None
 
     @model_validator(mode="after")
     def _until_can_decide(self) -> RolloutConfig:
@@ -190,12 +196,16 @@ class RolloutConfig(StageConfig):
             raise ValueError(f"until draws at most {REFERENCE} chains of a problem, samples is {self.samples}")
         return self
 
+    @model_validator(mode="after")
+    def _fans_out(self) -> RolloutConfig:
+        check_fan_out(self.engine, self.ray)
+        return self
+
 
 def run_rollout(inputs: dict[str, Any], config: RolloutConfig, out: Path, meter: Meter) -> dict[str, Any]:
     """Stage: problems.jsonl -> rollouts.jsonl, `samples` chains each, with verdicts."""
     problems = read_problems(inputs["problems"] / "problems.jsonl")
-    engine = open_engine(config.engine, inputs.get("model"), meter)
-    try:
+    with staffed_engine(config.engine, inputs.get("model"), meter, config.ray) as (engine, crew):
         rollouts = roll_out(
             problems,
             engine,
@@ -208,9 +218,8 @@ def run_rollout(inputs: dict[str, Any], config: RolloutConfig, out: Path, meter:
             system=config.system,
             allow_fewer=getattr(config.engine, "allow_fewer", False),
             until=config.until,
+            crew=crew,
         )
-    finally:
-        engine.close()
     write_jsonl(out / "rollouts.jsonl", rollouts)
     waves = {"until": savings(rollouts, config.until)} if config.until else {}
     return {"problems": len(problems), "model": engine.name, **summary(rollouts), **waves}
@@ -241,13 +250,15 @@ class Reference(StageConfig):
 class GradeConfig(StageConfig):
     """`op: grade`. reference: keys of a recorded verdict in the chains' `meta`, compared in the metrics.
 
-    Rows marked doubtful, or without a recorded verdict, are left out of the comparison.
+    Rows marked doubtful, or without a recorded verdict, are left out of the comparison. ray: where
+    chunks are graded at once.
     """
 
     problems: Input
     chains: Input
     reference: Reference | None = None
     chunk: Annotated[int, Operational] = Field(512, ge=1)
+    ray: Annotated[RayConfig | None, Operational] = None
 
 
 def run_grade(inputs: dict[str, Any], config: GradeConfig, out: Path, meter: Meter) -> dict[str, Any]:
@@ -261,7 +272,9 @@ def run_grade(inputs: dict[str, Any], config: GradeConfig, out: Path, meter: Met
     if not kept:
         raise InputError(f"grade: none of the {len(chains)} chains belongs to one of the {len(problems)} problems")
     folder = meter.scratch / f"verdicts-{digest(config.chunk)}"
-    graded = run_chunks(kept, config.chunk, folder, lambda part: _grade(part, problems), Rollout, meter, "chains")
+    pairs = [(problems[c.problem_id], c) for c in kept]
+    with open_crew(config.ray) as crew:
+        graded = run_chunks(pairs, config.chunk, folder, _grade, Rollout, meter, "chains", crew=crew)
     write_jsonl(out / "rollouts.jsonl", graded)
     write_rows(
         out / "removed.jsonl",
@@ -278,8 +291,8 @@ def run_grade(inputs: dict[str, Any], config: GradeConfig, out: Path, meter: Met
     return {**metrics, "funnel": funnel}
 
 
-def _grade(chains: Sequence[Rollout], problems: dict[str, Problem]) -> list[Rollout]:
-    return [replace(c, verdict=graders.grade(problems[c.problem_id], c.text, c.finish == "length")) for c in chains]
+def _grade(pairs: Sequence[tuple[Problem, Rollout]]) -> list[Rollout]:
+    return [replace(c, verdict=graders.grade(problem, c.text, c.finish == "length")) for problem, c in pairs]
 
 
 def agreement(graded: Sequence[Rollout], problems: dict[str, Problem], reference: Reference) -> dict[str, Any]:

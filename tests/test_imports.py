@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"config", "bill", "physics", "boxed"},
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts", "calls"},
-    {"ledger"},
+    {"ledger", "fanout"},
     {"chunks", "merge_config", "bands"},
     {"sources", "engines", "graders"},
     {"rollout", "annotate", "curate", "check_tests"},

@@ -80,17 +80,26 @@ class TransformersConfig(StageConfig):
     """The `transformers` engine. slots: chains that decode together; 256 on a CPU, 2,048 on a GPU when absent.
 
     device: "auto", "cpu" or "cuda".
-    dtype: of weights and cache; "auto" is float32 on a CPU and bfloat16 on a GPU.
+    dtype: of weights and cache; "auto" is float32 on a CPU and bfloat16 on a GPU. replicas: copies of
+    the model that work at once, each with a GPU of its own, on the stage's `ray` cluster (this machine when absent).
     """
 
     kind: Literal["transformers"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     slots: Annotated[int | None, Operational] = Field(None, ge=1)
     device: Annotated[str, Operational] = "auto"
+    replicas: Annotated[int, Operational] = Field(1, ge=1)
+
+    @property
+    def replica_gpus(self) -> int:
+        """GPUs of one replica, where there are any."""
+        return 0 if self.device == "cpu" else 1
 
 
 class VllmConfig(StageConfig):
-    """The `vllm` engine. tensor_parallel: GPUs that share one copy of the model; all that are seen when absent.
+    """The `vllm` engine. tensor_parallel: GPUs that share one copy of the model; when absent all that are seen, or one per replica.
+
+    replicas: copies of the model that work at once, on the stage's `ray` cluster (this machine when absent).
 
     gpu_memory_utilization: share of each GPU's memory. max_model_len: prompt and completion together,
     in tokens; the model's own when absent. kv_cache_dtype: as vLLM names it ("auto", "fp8", ...).
@@ -98,9 +107,15 @@ class VllmConfig(StageConfig):
 
     kind: Literal["vllm"] = "vllm"
     tensor_parallel: Annotated[int | None, Operational] = Field(None, ge=1)
+    replicas: Annotated[int, Operational] = Field(1, ge=1)
     gpu_memory_utilization: Annotated[float, Operational] = Field(0.9, gt=0, le=1)
     max_model_len: Annotated[int | None, Operational] = Field(None, ge=1)
     kv_cache_dtype: str = "auto"
+
+    @property
+    def replica_gpus(self) -> int:
+        """GPUs of one replica."""
+        return self.tensor_parallel or 1
 
 
 class HttpConfig(StageConfig):
@@ -200,16 +215,34 @@ EngineConfig = Annotated[
 ]
 
 
+def engine_name(config: EngineConfig, model: Path | None = None) -> str:
+    """Who answers, known before the engine is open. Raises InputError when the kind needs a model and none is given."""
+    if isinstance(config, ScriptedConfig):
+        return f"scripted:{config.script}"
+    if isinstance(config, RecordedConfig):
+        return f"recorded:{Path(config.path).name}"
+    if isinstance(config, HttpConfig):
+        return config.model
+    if model is None:
+        raise _no_model(config)
+    return f"{config.kind}:{model.name}"
+
+
+def _no_model(config: EngineConfig) -> InputError:
+    return InputError(f"engine: kind {config.kind!r} needs a model")
+
+
 def open_engine(config: EngineConfig, model: Path | None = None, meter: Meter | None = None) -> Engine:
     """The engine of a configuration.
 
     model: a Hugging Face model directory, for the kinds that run one. meter: bills paid calls; without
-    one they are made and billed nowhere. Raises InputError when the kind needs a model and none is given.
+    one they are made and billed nowhere. Raises InputError when the kind needs a model and none is given, or
+    for several replicas (see `replicas.py`).
     """
     if isinstance(config, ScriptedConfig):
         from fathom.engines.scripted import SCRIPTS, ScriptedEngine
 
-        return ScriptedEngine(f"scripted:{config.script}", SCRIPTS[config.script])
+        return ScriptedEngine(engine_name(config), SCRIPTS[config.script])
     if isinstance(config, RecordedConfig):
         from fathom.engines.recorded import RecordedEngine
 
@@ -219,7 +252,9 @@ def open_engine(config: EngineConfig, model: Path | None = None, meter: Meter | 
 
         return HttpEngine(config, meter)
     if model is None:
-        raise InputError(f"engine: kind {config.kind!r} needs a model")
+        raise _no_model(config)
+    if config.replicas > 1:
+        raise InputError(f"engine.replicas: {config.replicas} copies, but this stage asks one engine")
     if isinstance(config, VllmConfig):
         from fathom.engines.vllm import VllmEngine
 

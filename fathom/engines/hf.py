@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
 
-from fathom.engines import Completion, Request, TransformersConfig, chain_seed
+from fathom.engines import Completion, Request, TransformersConfig, chain_seed, engine_name
 from fathom.engines.text import ModelText
 from fathom.errors import InputError
 from fathom.records import Sampling
@@ -165,7 +165,7 @@ class TransformersEngine:
 
     def __init__(self, model_dir: Path, config: TransformersConfig):
         tensor_entries(model_dir)  # names the damaged file, where transformers only says that there is one
-        self.name = f"transformers:{model_dir.name}"
+        self.name = engine_name(config, model_dir)
         self.text = ModelText(model_dir, self.name)
         cuda = torch.cuda.is_available() if config.device == "auto" else config.device.startswith("cuda")
         self.device = "cuda" if cuda else "cpu"

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
 
-from fathom.engines import Completion, HttpConfig, Request
+from fathom.engines import Completion, HttpConfig, Request, engine_name
 from fathom.engines.batch import Batches
 from fathom.engines.call import Call, make_call, reserve, settle, stored
 from fathom.engines.endpoint import Endpoint
@@ -33,7 +33,7 @@ class HttpEngine:
     device = "api"
 
     def __init__(self, config: HttpConfig, meter: Meter | None = None):
-        self.name = config.model
+        self.name = engine_name(config)
         self._config = config
         self._meter = meter or Meter.null(Path())
         self._endpoint = Endpoint(config.serve, config.model) if config.serve and not config.replay else None

@@ -8,10 +8,9 @@ and the sampling that a recipe asks for is not the one that made the text.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from fathom.engines import Completion, RecordedConfig, Request
+from fathom.engines import Completion, RecordedConfig, Request, engine_name
 from fathom.errors import InputError
 from fathom.records import Sampling, json_lines
 
@@ -25,7 +24,7 @@ class RecordedEngine:
     device = "cpu"
 
     def __init__(self, config: RecordedConfig):
-        self.name = f"recorded:{Path(config.path).name}"
+        self.name = engine_name(config)
         self._config = config
         self._rows: dict[str, list[dict[str, Any]]] = {}
         columns = config.columns

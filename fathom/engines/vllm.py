@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from fathom.engines import Completion, Request, VllmConfig, chain_seed
+from fathom.engines import Completion, Request, VllmConfig, chain_seed, engine_name
 from fathom.engines.text import ModelText
 from fathom.errors import InputError, WorkError
 from fathom.records import Sampling
@@ -23,7 +23,7 @@ class VllmEngine:
 
     def __init__(self, model_dir: Path, config: VllmConfig):
         vllm = _import_vllm()
-        self.name = f"vllm:{model_dir.name}"
+        self.name = engine_name(config, model_dir)
         self.device = "cuda"
         self._text = ModelText(model_dir, self.name)
         self._sampling_params = vllm.SamplingParams

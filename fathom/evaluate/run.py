@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fathom import graders
 from fathom.config import Input, ModelInput, Operational, StageConfig
-from fathom.engines import Engine, EngineConfig, open_engine
+from fathom.engines import Engine, EngineConfig
+from fathom.engines.replicas import check_fan_out, staffed_engine
 from fathom.errors import InputError
 from fathom.evaluate import metrics
 from fathom.evaluate.curves import budget_curve
 from fathom.evaluate.scores import Scores, Setting, collect, result_row, versus
+from fathom.fanout import Crew, RayConfig
 from fathom.records import Rollout, Sampling, read_jsonl, write_jsonl
 from fathom.rollout import SamplingConfig, roll_out
 from fathom.sources import benchmarks
@@ -39,7 +41,8 @@ class EvaluateConfig(StageConfig):
     samplings, with any number of samples. samples: chains per problem (one at temperature 0, where
     all are equal). beside: further evaluate stages (the parts of a merge) to compare with, paired.
     budgets: tokens at which the stored chains are read again (see `curves.SHARES`).
-    usd_per_million_tokens: prices the budget curves; without it they hold tokens only.
+    usd_per_million_tokens: prices the budget curves; without it they hold tokens only. ray: where
+    chunks are drawn and graded at once, one per replica of the engine.
     """
 
     model: ModelInput | None = None
@@ -53,6 +56,12 @@ class EvaluateConfig(StageConfig):
     budgets: list[int] | None = None
     usd_per_million_tokens: float | None = None
     chunk: Annotated[int, Operational] = Field(64, ge=1)
+    ray: Annotated[RayConfig | None, Operational] = None
+
+    @model_validator(mode="after")
+    def _fans_out(self) -> EvaluateConfig:
+        check_fan_out(self.engine, self.ray)
+        return self
 
 
 def run_evaluate(inputs: dict[str, Any], config: EvaluateConfig, out: Path, meter: Meter) -> dict[str, Any]:
@@ -63,11 +72,8 @@ def run_evaluate(inputs: dict[str, Any], config: EvaluateConfig, out: Path, mete
     """
     suites = _load(config, meter.seed)
     base = _read_base(inputs.get("against"), config, suites)
-    engine = open_engine(config.engine, inputs.get("model"), meter)
-    try:
-        rollouts = _sample(config, suites, engine, meter)
-    finally:
-        engine.close()
+    with staffed_engine(config.engine, inputs.get("model"), meter, config.ray) as (engine, crew):
+        rollouts = _sample(config, suites, engine, crew, meter)
     write_jsonl(out / "problems.jsonl", [problem for suite in suites for problem in suite.problems])
     write_jsonl(out / "rollouts.jsonl", rollouts)
     scores = collect(rollouts)
@@ -136,7 +142,7 @@ def _read_base(directory: Path | None, config: EvaluateConfig, suites: list[Benc
     return base
 
 
-def _sample(config: EvaluateConfig, suites: list[Benchmark], engine: Engine, meter: Meter) -> list[Rollout]:
+def _sample(config: EvaluateConfig, suites: list[Benchmark], engine: Engine, crew: Crew, meter: Meter) -> list[Rollout]:
     rollouts: list[Rollout] = []
     for suite in suites:
         for drawn in config.samplings:
@@ -151,6 +157,7 @@ def _sample(config: EvaluateConfig, suites: list[Benchmark], engine: Engine, met
                 chunk=config.chunk,
                 prompt=suite.prompt,
                 system=config.system,
+                crew=crew,
             )
             name = config.model or engine.name
             rollouts += [replace(r, model=name, meta={**r.meta, "benchmark": suite.name}) for r in done]
