@@ -98,11 +98,13 @@ def test_generation_on_two_replicas(tmp_path, address, caplog):
 
 
 def test_grading_on_two_workers(tmp_path, address, caplog):
-    double = Problem("code", "Double the number.", None, "code", tests=[{"kind": "stdin", "input": "4\n", "expected": "8\n"}])
-    chains = [Rollout(p.id, i, f"\\boxed{{{2 * int(p.id[1:]) + i}}}", 5, "stop", "m") for p in PROBLEMS for i in range(2)]
-    chains += [
-        Rollout("code", i, f"```python\nprint(int(input()) * {i})\n```", 9, "stop", "m") for i in range(4)
+    double = Problem(
+        "code", "Double the number.", None, "code", tests=[{"kind": "stdin", "input": "4\n", "expected": "8\n"}]
+    )
+    chains = [
+        Rollout(p.id, i, f"\\boxed{{{2 * int(p.id[1:]) + i}}}", 5, "stop", "m") for p in PROBLEMS for i in range(2)
     ]
+    chains += [Rollout("code", i, f"```python\nprint(int(input()) * {i})\n```", 9, "stop", "m") for i in range(4)]
     write_jsonl(tmp_path / "problems.jsonl", [*PROBLEMS, double])
     write_jsonl(tmp_path / "rollouts.jsonl", chains)
     inputs, config = {"problems": tmp_path, "chains": tmp_path}, {"problems": "p", "chains": "c", "chunk": 4}

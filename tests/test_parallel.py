@@ -24,7 +24,7 @@ hardware: {{device: cpu, count: {count}}}
 stages:
   rows: {{op: given, path: {rows}}}
   tuned: {{op: sft, model: base, examples: rows, order: curriculum, epochs: 3, learning_rate: 3.0e-3, batch_size: 4,
-          pack_tokens: 100, checkpoint_every: {every}, precision: {precision}}}
+          pack_tokens: 100, checkpoint_every: {every}, context: {context}}}
 """
 
 
@@ -36,11 +36,9 @@ def work(tmp_path_factory):
     return work
 
 
-def recipe(work: Path, count: int, every: int = 4, precision: str = "float32") -> Path:
-    path = work / f"pair-{count}-{every}-{precision}.yaml"
-    path.write_text(
-        RECIPE.format(model=work / "model", rows=work / "rows", count=count, every=every, precision=precision)
-    )
+def recipe(work: Path, count: int, every: int = 4, context: int = 1) -> Path:
+    path = work / f"pair-{count}-{every}-{context}.yaml"
+    path.write_text(RECIPE.format(model=work / "model", rows=work / "rows", count=count, every=every, context=context))
     return path
 
 
@@ -72,14 +70,33 @@ def pair(work, tmp_path_factory):
     return out
 
 
-def test_two_processes_train_as_one(work, pair, tmp_path):
-    finish(recipe(work, 1), tmp_path)
-    assert losses(pair) == pytest.approx(losses(tmp_path), abs=2e-5)
-    alone = load_file(tmp_path / "artifacts/tuned/model.safetensors")
-    together = load_file(pair / "artifacts/tuned/model.safetensors")
-    assert alone.keys() == together.keys()
-    for name, weight in alone.items():
-        torch.testing.assert_close(together[name].float(), weight.float(), atol=2e-2, rtol=2e-2)
+@pytest.fixture(scope="module")
+def alone(work, tmp_path_factory):
+    """One process."""
+    out = tmp_path_factory.mktemp("one")
+    finish(recipe(work, 1), out)
+    return out
+
+
+def test_two_processes_train_as_one(pair, alone):
+    assert losses(pair) == pytest.approx(losses(alone), abs=2e-5)
+    assert weights(alone).keys() == weights(pair).keys()
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(pair)[name].float(), weight.float(), atol=2e-2, rtol=2e-2)
+
+
+def test_two_processes_that_share_every_pack_train_as_one(work, alone, tmp_path):
+    """Context parallelism: each process holds half of the tokens of a pack, across the borders of its documents."""
+    finish(recipe(work, 2, context=2), tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(alone), abs=2e-5)
+    for name, weight in weights(alone).items():
+        torch.testing.assert_close(weights(tmp_path)[name].float(), weight.float(), atol=2e-2, rtol=2e-2)
+
+
+def test_processes_must_divide_among_the_packs_that_they_share(work, tmp_path):
+    process = start(recipe(work, 2, context=3), tmp_path)
+    text, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "context: 3 processes to a pack, and hardware.count is 2" in text
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -18,6 +19,13 @@ from transformers import AttentionInterface
 NAME = "fathom_documents"
 EXPLICIT_WIDTH = 512
 """Longest documents, in tokens, for `explicit_attention`; its memory grows with the square."""
+
+
+class Exchange(Protocol):
+    """What turns some tokens of all heads into all tokens of some heads, and back (see `context.py`)."""
+
+    def to_heads(self, x_T_H_d: torch.Tensor) -> torch.Tensor: ...
+    def to_tokens(self, x_T_H_d: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,20 @@ class Group:
 
 @dataclass(frozen=True)
 class Documents:
-    """How a stream is cut for attention."""
+    """How a stream is cut for attention. exchange: with whom its tokens are shared, None where one process has all."""
 
     longest: int
     groups: tuple[Group, ...]
+    exchange: Exchange | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu", slack: float = 1.25) -> Documents:
+    def of(
+        cls,
+        lengths: Sequence[int],
+        device: torch.device | str = "cpu",
+        slack: float = 1.25,
+        exchange: Exchange | None = None,
+    ) -> Documents:
         """Group consecutive documents so that none is padded beyond `slack` times its length.
 
         Packs list their documents by falling length, so the groups are few.
@@ -57,7 +72,7 @@ class Documents:
                 start, members = start + sum(members), []
             members.append(length)
         groups.append(_group(start, members, device))
-        return cls(max(lengths), tuple(groups))
+        return cls(max(lengths), tuple(groups), exchange)
 
 
 def _group(start: int, lengths: list[int], device: torch.device | str) -> Group:
@@ -116,12 +131,16 @@ def document_attention(
         raise ValueError(f"a document of {documents.longest} tokens exceeds the sliding window of {sliding_window}")
     if kwargs.get("softcap") is not None:
         raise ValueError(f"{NAME} attention has no soft cap")
+    exchange = documents.exchange
     streams = [x[0].transpose(0, 1) for x in (query, key, value)]
+    if exchange:
+        streams = [exchange.to_heads(x) for x in streams]
     out = [
         _group_attention(group, *(x[group.start : group.end] for x in streams), dropout, scaling)
         for group in documents.groups
     ]
-    return torch.cat(out)[None], None
+    mixed = torch.cat(out)
+    return (exchange.to_tokens(mixed) if exchange else mixed)[None], None
 
 
 def _group_attention(

@@ -59,6 +59,7 @@ class SftConfig(StageConfig):
     pack_tokens: tokens of one forward pass; memory grows with it, the result does not depend on it.
     step: fused is the written-out step for Llama and Qwen2 models, auto takes it on GPUs, plain is the
     model's own modules. float8: the layers' matrix products in eight bits: faster, and not the same loss.
+    context: processes that work on one pack together, for sequences beyond one device's memory.
     adapter: train LoRA matrices in place of all weights (on one device).
     """
 
@@ -80,6 +81,7 @@ class SftConfig(StageConfig):
     float8: bool = False
     adapter: AdapterConfig | None = None
     step: Annotated[Literal["auto", "plain", "fused"], Operational] = "auto"
+    context: Annotated[int, Operational, Field(ge=1)] = 1
     pack_tokens: Annotated[int, Operational, Field(ge=1)] = 4096
     checkpoint_every: Annotated[int, Operational, Field(ge=1)] = 100
     tracking: Annotated[TrackingConfig | None, Operational] = None

@@ -181,7 +181,8 @@ def optimizer_step(
     return {
         "step": index + 1,
         "epoch": step.epoch,
-        "loss": world.total(sum(loss.item() for loss in losses)),  # here, and not before, the host waits for the device
+        "loss": world.total(sum(loss.item() for loss in losses))
+        / world.shared_by,  # here, and not before, the host waits for the device
         "lr": rate,
         "grad_norm": whole(norm).item(),
         "tokens": sum(len(pack.targets_N) for pack in step.packs),

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from fathom.errors import InputError
 from fathom.train.batch import Pack
+from fathom.train.context import Context, context_logprobs
 from fathom.train.model import pack_logprobs
 
 Forward = Callable[[Pack], torch.Tensor]
@@ -32,12 +33,21 @@ Forward = Callable[[Pack], torch.Tensor]
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the run. device: its own. side: a group for what talks beside the training."""
+    """This process among those of the run. device: its own. side: a group for what talks beside the training.
+
+    context: who shares each pack with it, None where it has its packs to itself.
+    """
 
     rank: int = 0
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     side: dist.ProcessGroup | None = None
+    context: Context | None = None
+
+    @property
+    def shared_by(self) -> int:
+        """How many processes work on one pack together."""
+        return self.context.size if self.context else 1
 
     @property
     def first(self) -> bool:
@@ -76,17 +86,19 @@ class World:
 
     def mine(self, packs: Sequence[Pack]) -> list[Pack]:
         """The packs of this process. All get as many; one too few is made up for by a pack that weighs nothing."""
-        own = list(packs[self.rank :: self.size])
-        if len(own) < -(-len(packs) // self.size):
+        place, places = self.rank // self.shared_by, self.size // self.shared_by
+        own = list(packs[place::places])
+        if len(own) < -(-len(packs) // places):
             own.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
         return own
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def joined(sharing: int = 1) -> Iterator[World]:
     """The world that torchrun's environment describes, for the time of the block; one process where there is none.
 
-    Raises InputError when there are fewer GPUs than processes on this machine.
+    sharing: how many processes work on one pack together (context parallelism). Raises InputError
+    when there are fewer GPUs than processes on this machine, or the processes don't divide so.
     """
     size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -95,14 +107,25 @@ def joined() -> Iterator[World]:
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if size % sharing:
+        raise InputError(f"context: {sharing} processes to a pack, and hardware.count is {size}")
     if size == 1:
         yield World(device=device)
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield World(dist.get_rank(), size, device, dist.new_group(backend="gloo"))
+        side = dist.new_group(backend="gloo")
+        yield World(dist.get_rank(), size, device, side, _share_packs(size, sharing))
     finally:
         dist.destroy_process_group()
+
+
+def _share_packs(size: int, sharing: int) -> Context | None:
+    """The processes next to this one that share its packs; every process makes every group."""
+    if sharing == 1:
+        return None
+    groups = [dist.new_group(range(start, start + sharing)) for start in range(0, size, sharing)]
+    return Context(groups[dist.get_rank() // sharing], dist.get_rank() % sharing, sharing)
 
 
 def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward:
@@ -119,7 +142,13 @@ def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward
         fully_shard(part, mesh=mesh, mp_policy=policy)
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
-    model.pack_logprobs = MethodType(pack_logprobs, model)
+    run = functools.partial(context_logprobs, context=world.context) if world.context else pack_logprobs
+    heads = model.config.num_key_value_heads
+    if heads % world.shared_by:
+        raise InputError(
+            f"context: the model has {heads} key heads, which don't divide among {world.shared_by} processes"
+        )
+    model.pack_logprobs = MethodType(run, model)
     register_fsdp_forward_method(model, "pack_logprobs")
 
     def forward(pack: Pack) -> torch.Tensor:

@@ -91,17 +91,18 @@ def run_sft(inputs: dict[str, Any], config: SftConfig, out: Path, meter: Meter) 
     data = read_data(Path(inputs["examples"]), tokenizer, config)
     method = plan_sft(data.examples, data.rows, config, meter.seed)
     identity = {
-        "config": config.model_dump(exclude={"step", "pack_tokens", "checkpoint_every", "tracking"}),
+        "config": config.model_dump(exclude={"step", "context", "pack_tokens", "checkpoint_every", "tracking"}),
         "seed": meter.seed,
         "data": rows_hash(method.rows),
         "model": [[e.name, e.dtype, list(e.shape)] for e in entries.values()],
         "template": template_hash(tokenizer),
     }
-    with joined() as world:
+    with joined(config.context) as world:
         compute = getattr(torch, config.precision)
         model = load_for(base, config, world, meter.seed)
         plain = shard(model, world, compute)
-        forward = plain if config.adapter else open_step(model, config, method.work(world.size), compute) or plain
+        own = config.adapter or world.context  # the plain path alone does these
+        forward = plain if own else open_step(model, config, method.work(world.size), compute) or plain
         checked = forward.exact() if isinstance(forward, FusedStep) else forward
         found = preflight.check(
             checked, compute, tokenizer, base, data.examples, data.rows, config.pack_tokens, len(data.aside)
