@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from fathom.errors import InputError
@@ -322,6 +323,13 @@ def test_fused_on_demand():
 def test_impossible_wishes_are_refused_in_one_line(wish, changes, message):
     with pytest.raises(InputError, match=message):
         open_step(tiny("llama", **changes), sft_config(**wish), Work(8, 1), torch.float32)
+
+
+@pytest.mark.parametrize("other", [{"context": 2}, {"adapter": {}}], ids=str)
+@pytest.mark.parametrize("wish", [{"float8": True}, {"step": "fused"}], ids=str)
+def test_what_runs_the_plain_path_alone_says_so(wish, other):
+    with pytest.raises(ValidationError, match="goes with step plain"):
+        sft_config(**wish, **other)
 
 
 def test_available_host_memory_is_a_part_of_the_machines():
