@@ -193,16 +193,15 @@ def glue(tokens: int) -> dict[str, Any]:
     x, delta, weight, grad = new(tokens, HIDDEN), new(tokens, HIDDEN), new(HIDDEN), new(tokens, HIDDEN)
     rstd = torch.ones(tokens, device=DEVICE)
     gate_up, hidden, qkv = new(tokens, 2 * INTER), new(tokens, INTER), new(tokens, HEADS.width)
-    cos = new(tokens, SIZE)
+    cos, qkv_bias = new(tokens, SIZE), new(HEADS.width)
     grads = [torch.randn(tokens, n, SIZE, device=DEVICE, dtype=torch.bfloat16) for n in (QUERIES, KEYS, KEYS)]
     logits = new(4096, VOCAB)
     targets, weights = torch.randint(0, VOCAB, (4096,), device=DEVICE), torch.ones(4096, device=DEVICE)
     width = tokens * HIDDEN * 2
-    rotated = tokens * (QUERIES + KEYS) * SIZE * 2
     table = {
         "add_rmsnorm": (4 * width, lambda: kernels.add_rmsnorm(x, delta, weight, 1e-6)),
         "rmsnorm_backward": (5 * width, lambda: kernels.rmsnorm_backward_(x, rstd, weight, grad, delta)),
-        "rope": (2 * rotated, lambda: kernels.rope_(qkv, cos, cos, QUERIES + KEYS)),
+        "rope": (2 * qkv.nbytes, lambda: kernels.rope_(qkv, qkv_bias, cos, cos, QUERIES + KEYS)),
         "rope_backward": (2 * qkv.nbytes, lambda: kernels.rope_backward_(grads, cos, cos, qkv)),
         "bias_sum": (qkv.nbytes, lambda: qkv.sum(0)),
         "swiglu": (3 * hidden.nbytes, lambda: kernels.swiglu(gate_up)),

@@ -24,8 +24,8 @@ def norm_backward(x, rstd, weight, grad, residual):
     return [*kernels.rmsnorm_backward_(x, rstd, weight, grad, residual), grad]
 
 
-def rope(qkv, cos, sin):
-    kernels.rope_(qkv, cos, sin, HEADS + KEYS)
+def rope(qkv, cos, sin, bias=None):
+    kernels.rope_(qkv, bias, cos, sin, HEADS + KEYS)
     return [qkv]
 
 
@@ -54,6 +54,7 @@ CASES = {
         [drawn(T, D), drawn(T).float().abs(), drawn(D), drawn(T, D) * 3, drawn(T, D) * 2],
     ),
     "rope": (rope, [drawn(T, (HEADS + 2 * KEYS) * SIZE), COS, SIN]),
+    "bias and rope": (rope, [drawn(T, (HEADS + 2 * KEYS) * SIZE), COS, SIN, drawn((HEADS + 2 * KEYS) * SIZE)]),
     "rope backward": (rope_backward, [drawn(T, n, SIZE) for n in (HEADS, KEYS, KEYS)] + [COS, SIN]),
     "swiglu": (lambda x: [kernels.swiglu(x)], [drawn(T, 2 * INNER)]),
     "swiglu backward": (swiglu_backward, [drawn(T, 2 * INNER), drawn(T, INNER)]),
@@ -86,7 +87,7 @@ def test_attention_kernels_agree(lengths):
     timings = measure(
         CUDA_KERNELS, Heads(4, 2, 64, 0.125), Spans.of(lengths, "cuda"), torch.bfloat16, torch.device("cuda")
     )
-    assert sum(timing.why == "" for timing in timings.values()) >= 2, timings
+    assert all(timing.why == "" for timing in timings.values()), timings
 
 
 @pytest.mark.parametrize(

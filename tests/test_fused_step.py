@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from pydantic import ValidationError
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from fathom.errors import InputError
@@ -324,6 +325,13 @@ def test_impossible_wishes_are_refused_in_one_line(wish, changes, message):
         open_step(tiny("llama", **changes), sft_config(**wish), Work(8, 1), torch.float32)
 
 
+@pytest.mark.parametrize("other", [{"context": 2}, {"adapter": {}}], ids=str)
+@pytest.mark.parametrize("wish", [{"float8": True}, {"step": "fused"}], ids=str)
+def test_what_runs_the_plain_path_alone_says_so(wish, other):
+    with pytest.raises(ValidationError, match="goes with step plain"):
+        sft_config(**wish, **other)
+
+
 def test_available_host_memory_is_a_part_of_the_machines():
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < available_host_bytes() <= total
@@ -345,11 +353,10 @@ def test_products_in_halves_are_the_products(way, monkeypatch):
 def test_a_faster_way_is_chosen_once_for_a_shape(monkeypatch):
     times = iter([1.0, 0.99, 0.9, 1.0, 0.99])
     monkeypatch.setattr("fathom.train.gemms.gpu_seconds", lambda run: next(times))
-    monkeypatch.setattr(TunedGemms, "_unknown", lambda self, *what: self._key(*what) not in self._chosen)
-    gemms = TunedGemms()
-    grad, weight = torch.randn(8, 4), torch.randn(4, 6)
-    assert [gemms._choose("input", grad, weight, [None] * 3) for _ in range(2)] == [2, 2]
-    assert gemms._choose("weight", grad, weight, [None] * 2) == 0
+    monkeypatch.setattr(TunedGemms, "_unknown", lambda self, kind, weight: (kind, *weight.shape) not in self._chosen)
+    gemms, weight = TunedGemms(), torch.randn(4, 6)
+    assert [gemms._choose("input", weight, [None] * 3) for _ in range(2)] == [2, 2]
+    assert gemms._choose("weight", weight, [None] * 2) == 0
 
 
 def test_the_head_runs_on_all_tokens_where_nearly_all_are_predicted():

@@ -1,9 +1,8 @@
 """Causal attention of a pack, document by document, with its forward and backward kernels called explicitly.
 
 What backward needs (output and log-sum-exp) is handed to the caller, who decides where it stays;
-autograd keeps nothing. Three ways to run a pack on a CUDA device, and a short measurement that
-picks one: cuDNN once per document, with keys and values repeated for every query head or not, and
-FlashAttention over all documents at once. `attention.py` is the same attention for transformers'
+autograd keeps nothing. Two ways to run a pack on a CUDA device, and a short measurement that picks
+one: cuDNN once per document, and FlashAttention over all documents at once. `attention.py` is the same attention for transformers'
 own modules.
 
 Shapes: T tokens, H query heads, K key heads, d head size; qkv rows hold H + 2K heads.
@@ -25,6 +24,8 @@ from fathom.train.timing import gpu_seconds
 aten = torch.ops.aten
 WINDOW_STEPS = 16
 """Document lengths are rounded up to one of this many sizes per octave: cuDNN plans each size anew."""
+TRIAL = 0.02
+"""Seconds for which a kernel's passes are timed."""
 AGREEMENT = 0.03
 """Largest relative difference between two kernels' results in bfloat16 that is still rounding."""
 
@@ -58,12 +59,16 @@ class Spans:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str) -> Spans:
-        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(lengths), bounds.to(device))
+        return cls(tuple(lengths), bounds(lengths).to(device))
 
     def slices(self) -> list[tuple[int, int]]:
         """(start, length) of every document."""
         return list(zip([0, *accumulate(self.lengths[:-1])], self.lengths, strict=True))
+
+
+def bounds(lengths: Sequence[int]) -> torch.Tensor:
+    """int32: where each document starts, and the end."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
 
 
 class Attended(NamedTuple):
@@ -230,11 +235,7 @@ def grown(x_L_W: torch.Tensor, count: int) -> torch.Tensor:
 
 
 CPU_KERNEL = PerDocument(Cpu(), repeat=True, rounded=False)
-CUDA_KERNELS: tuple[AttentionKernel, ...] = (
-    FlashVarlen(),
-    PerDocument(Cudnn(), repeat=False, rounded=True),
-    PerDocument(Cudnn(), repeat=True, rounded=True),
-)
+CUDA_KERNELS: tuple[AttentionKernel, ...] = (FlashVarlen(), PerDocument(Cudnn(), repeat=False, rounded=True))
 
 
 class Autotune:
@@ -242,13 +243,13 @@ class Autotune:
 
     def __init__(self, heads: Heads, dtype: torch.dtype, device: torch.device) -> None:
         self._heads, self._dtype, self._device = heads, dtype, device
-        self._chosen: dict[tuple[int, int], AttentionKernel] = {}
+        self._chosen: dict[int, AttentionKernel] = {}
 
     def kernel(self, spans: Spans) -> AttentionKernel:
-        """Packs are of one class when their longest document and their number of documents are alike (by octave)."""
+        """Packs are of one class when the mean lengths of their documents are alike (by octave)."""
         if self._device.type != "cuda":
             return CPU_KERNEL
-        key = (max(spans.lengths).bit_length(), len(spans.lengths).bit_length())
+        key = round(math.log2(sum(spans.lengths) / len(spans.lengths)))
         if key not in self._chosen:
             times = measure(CUDA_KERNELS, self._heads, spans, self._dtype, self._device)
             self._chosen[key] = min(CUDA_KERNELS, key=lambda kernel: times[kernel.name].seconds)
@@ -287,8 +288,8 @@ def measure(
             timings[kernel.name] = Timing(math.inf, why=f"relative difference {worst:.3g}")
             continue
         del results
-        forward = gpu_seconds(lambda kernel=kernel: kernel.forward(qkv, heads, spans))
-        backward = gpu_seconds(lambda kernel=kernel, a=attended: kernel.backward(grad, qkv, a, heads, spans))
+        forward = gpu_seconds(lambda kernel=kernel: kernel.forward(qkv, heads, spans), TRIAL)
+        backward = gpu_seconds(lambda kernel=kernel, a=attended: kernel.backward(grad, qkv, a, heads, spans), TRIAL)
         timings[kernel.name] = Timing(forward + backward, forward)
     if reference is None:
         raise RuntimeError("no attention kernel works here: " + "; ".join(t.why for t in timings.values()))

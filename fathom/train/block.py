@@ -73,8 +73,8 @@ def forward(
 
 def queries_keys_values(normed_T_D: torch.Tensor, weights: LayerTensors, stream: Stream) -> torch.Tensor:
     """(T, W), queries and keys rotated."""
-    qkv = stream.gemms.forward(normed_T_D, weights.qkv, weights.qkv_bias)
-    rope_(qkv, stream.cos_T_d, stream.sin_T_d, stream.heads.queries + stream.heads.keys)
+    qkv = stream.gemms.forward(normed_T_D, weights.qkv)
+    rope_(qkv, weights.qkv_bias, stream.cos_T_d, stream.sin_T_d, stream.heads.queries + stream.heads.keys)
     return qkv
 
 

@@ -99,6 +99,12 @@ class SftConfig(StageConfig):
         return self
 
     @model_validator(mode="after")
+    def _context_is_plain(self) -> SftConfig:
+        if self.context > 1 and (self.float8 or self.step == "fused"):
+            raise ValueError("context above 1 goes with step plain and no float8")
+        return self
+
+    @model_validator(mode="after")
     def _storage_fits_precision(self) -> SftConfig:
         if self.precision == "float32" and self.optimizer.master != "float32":
             raise ValueError(f"optimizer.master {self.optimizer.master} is for precision bfloat16; float32 needs none")

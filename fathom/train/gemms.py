@@ -21,8 +21,8 @@ WORTHWHILE = 0.98
 class Gemms(Protocol):
     """x: (T, K). weight: (N, K). grad: (T, N), made ready once by `gradient` for both products that it enters."""
 
-    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """x @ weight^T + bias."""
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x @ weight^T."""
         ...
 
     def gradient(self, grad: torch.Tensor) -> Any:
@@ -41,8 +41,8 @@ class Gemms(Protocol):
 class PlainGemms:
     """In the precision of the tensors."""
 
-    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return linear(x, weight, bias)
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return linear(x, weight)
 
     def gradient(self, grad: torch.Tensor) -> torch.Tensor:
         return grad
@@ -58,17 +58,17 @@ class PlainGemms:
 
 
 class TunedGemms(PlainGemms):
-    """The gradients' products as a whole or in two halves: whichever was faster when a shape first came.
+    """The gradients' products as a whole or in two halves: whichever was faster when a weight's shape first came.
 
     Large matrices that don't fit the cache gain from halves. On a device without CUDA always whole.
     """
 
     def __init__(self) -> None:
-        self._chosen: dict[tuple[str, int, int, int], int] = {}
+        self._chosen: dict[tuple[str, int, int], int] = {}
 
     def grad_input(self, grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ways = (super().grad_input, input_by_tokens, input_by_sums)
-        chosen = self._choose("input", grad, weight, [lambda way=way: way(grad, weight) for way in ways])
+        chosen = self._choose("input", weight, [lambda way=way: way(grad, weight) for way in ways])
         return ways[chosen](grad, weight)
 
     def grad_weight(self, grad: torch.Tensor, x: torch.Tensor, target: torch.Tensor, new: bool) -> None:
@@ -78,24 +78,19 @@ class TunedGemms(PlainGemms):
                 whole(grad[:, part], x, target[part], new)
 
         whole = super().grad_weight
-        trial = torch.empty_like(target) if self._unknown("weight", grad, target) else target
-        chosen = self._choose(
-            "weight", grad, target, [lambda: whole(grad, x, trial, True), lambda: halves(trial, True)]
-        )
+        trial = torch.empty_like(target) if self._unknown("weight", target) else target
+        chosen = self._choose("weight", target, [lambda: whole(grad, x, trial, True), lambda: halves(trial, True)])
         halves(target, new) if chosen else whole(grad, x, target, new)
 
-    def _key(self, kind: str, grad: torch.Tensor, weight: torch.Tensor) -> tuple[str, int, int, int]:
-        return (kind, len(grad).bit_length(), *weight.shape)
+    def _unknown(self, kind: str, weight: torch.Tensor) -> bool:
+        return weight.is_cuda and (kind, *weight.shape) not in self._chosen
 
-    def _unknown(self, kind: str, grad: torch.Tensor, weight: torch.Tensor) -> bool:
-        return grad.is_cuda and self._key(kind, grad, weight) not in self._chosen
-
-    def _choose(self, kind: str, grad: torch.Tensor, weight: torch.Tensor, runs: list[Callable[[], object]]) -> int:
-        if self._unknown(kind, grad, weight):
+    def _choose(self, kind: str, weight: torch.Tensor, runs: list[Callable[[], object]]) -> int:
+        if self._unknown(kind, weight):
             times = [gpu_seconds(run) for run in runs]
             best = min(range(len(times)), key=times.__getitem__)
-            self._chosen[self._key(kind, grad, weight)] = best if times[best] < WORTHWHILE * times[0] else 0
-        return self._chosen.get(self._key(kind, grad, weight), 0)
+            self._chosen[kind, *weight.shape] = best if times[best] < WORTHWHILE * times[0] else 0
+        return self._chosen.get((kind, *weight.shape), 0)
 
 
 def input_by_tokens(grad: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

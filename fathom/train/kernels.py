@@ -63,11 +63,19 @@ def rmsnorm_backward_(
     return dx.to(x_T_D.dtype), weight_grad
 
 
-def rope_(qkv_T_W: torch.Tensor, cos_T_d: torch.Tensor, sin_T_d: torch.Tensor, rotated_heads: int) -> None:
-    """Rotate the first `rotated_heads` heads of every row (queries and keys) by its position, in place."""
+def rope_(
+    qkv_T_W: torch.Tensor,
+    bias_W: torch.Tensor | None,
+    cos_T_d: torch.Tensor,
+    sin_T_d: torch.Tensor,
+    rotated_heads: int,
+) -> None:
+    """Add the bias and rotate the first `rotated_heads` heads of every row (queries and keys) by its position, in place."""
     if qkv_T_W.is_cuda:
-        triton_kernels().rope_(qkv_T_W, cos_T_d, sin_T_d, rotated_heads)
+        triton_kernels().rope_(qkv_T_W, bias_W, cos_T_d, sin_T_d, rotated_heads)
         return
+    if bias_W is not None:
+        qkv_T_W.add_(bias_W)
     size = cos_T_d.shape[1]
     heads = qkv_T_W[:, : rotated_heads * size].unflatten(1, (rotated_heads, size))
     heads.copy_(_rotated(heads, cos_T_d, sin_T_d))

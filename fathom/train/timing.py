@@ -8,13 +8,13 @@ from collections.abc import Callable
 import torch
 
 SUSTAINED = 0.06
-"""Seconds that a measurement lasts at least: under full load a GPU lowers its clock within tens of milliseconds."""
+"""Seconds that show what lasts: under full load a GPU lowers its clock within tens of milliseconds."""
 
 
-def gpu_seconds(run: Callable[[], object]) -> float:
-    """Mean over as many calls as fill SUSTAINED, after two that warm up. Waits for the device."""
+def gpu_seconds(run: Callable[[], object], at_least: float = SUSTAINED) -> float:
+    """Mean over as many calls as fill `at_least` seconds, after two that warm up. Waits for the device."""
     run()
-    repeats = max(3, math.ceil(SUSTAINED / max(_seconds(run, 1), 1e-5)))
+    repeats = max(1, math.ceil(at_least / max(_seconds(run, 1), 1e-5)))
     return _seconds(run, min(repeats, 100))
 
 

@@ -102,35 +102,36 @@ def rmsnorm_backward_(x_T_D, rstd_T, weight_D, grad_T_D, residual_T_D):
 
 @triton.jit
 def _rope(
-    QKV,
-    COS,
-    SIN,
-    row_stride,
-    HEADS: tl.constexpr,
-    HALF: tl.constexpr,
-    HEAD_BLOCK: tl.constexpr,
-    HALF_BLOCK: tl.constexpr,
-):
+    QKV, BIAS, COS, SIN, row_stride, HEADS: tl.constexpr, ROTATED: tl.constexpr, HALF: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HEAD_BLOCK: tl.constexpr, HALF_BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     half = tl.arange(0, HALF_BLOCK)
     head = tl.arange(0, HEAD_BLOCK)[:, None]
     cos = tl.load(COS + row * 2 * HALF + half, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
     sin = tl.load(SIN + row * 2 * HALF + half, mask=half < HALF, other=0.0).to(tl.float32)[None, :]
     inside = (head < HEADS) & (half[None, :] < HALF)
-    at = QKV + row * row_stride + head * 2 * HALF + half[None, :]
+    place = head * 2 * HALF + half[None, :]
+    at = QKV + row * row_stride + place
     low = tl.load(at, mask=inside, other=0.0)
     high = tl.load(at + HALF, mask=inside, other=0.0)
     x, y = low.to(tl.float32), high.to(tl.float32)
+    if HAS_BIAS:
+        x += tl.load(BIAS + place, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(BIAS + place + HALF, mask=inside, other=0.0).to(tl.float32)
+        cos = tl.where(head < ROTATED, cos, 1.0)
+        sin = tl.where(head < ROTATED, sin, 0.0)
     tl.store(at, (x * cos - y * sin).to(low.dtype), mask=inside)
     tl.store(at + HALF, (y * cos + x * sin).to(low.dtype), mask=inside)
 
 
-def rope_(qkv_T_W, cos_T_d, sin_T_d, rotated_heads):
-    rows, half = len(qkv_T_W), cos_T_d.shape[1] // 2
-    _rope[(rows,)](
-        qkv_T_W, cos_T_d, sin_T_d, qkv_T_W.stride(0),
-        HEADS=rotated_heads, HALF=half,
-        HEAD_BLOCK=triton.next_power_of_2(rotated_heads), HALF_BLOCK=triton.next_power_of_2(half), num_warps=8,
+def rope_(qkv_T_W, bias_W, cos_T_d, sin_T_d, rotated_heads):
+    half = cos_T_d.shape[1] // 2
+    heads = rotated_heads if bias_W is None else qkv_T_W.shape[1] // (2 * half)  # a bias falls on the values too
+    _rope[(len(qkv_T_W),)](
+        qkv_T_W, bias_W, cos_T_d, sin_T_d, qkv_T_W.stride(0),
+        HEADS=heads, ROTATED=rotated_heads, HALF=half, HAS_BIAS=bias_W is not None,
+        HEAD_BLOCK=triton.next_power_of_2(heads), HALF_BLOCK=triton.next_power_of_2(half), num_warps=8,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import embedding
 from transformers import PreTrainedModel
 
 from fathom.train import block
-from fathom.train.attention_kernels import Autotune, Heads, Spans
+from fathom.train.attention_kernels import Autotune, Heads, Spans, bounds
 from fathom.train.batch import Pack
 from fathom.train.flat_layer import LocalWeights
 from fathom.train.float8 import Float8Gemms
@@ -96,7 +96,7 @@ class FusedStep:
     def hidden(self, pack: Pack) -> torch.Tensor:
         """The normed hidden state of every token, (T, D), with autograd through layers and embedding."""
         table = self.weights.whole(self.model.get_input_embeddings().weight)
-        embedded = embedding(pack.ids_T.to(self.model.device), table)
+        embedded = embedding(self._move(pack.ids_T), table)
         return _Layers.apply(embedded, self, self._stream(pack))
 
     def __call__(self, pack: Pack) -> torch.Tensor:
@@ -110,12 +110,10 @@ class FusedStep:
 
         weights_N: float32.
         """
+        sources, targets, weights = map(self._move, (pack.sources_N, pack.targets_N, weights_N.to(torch.float32)))
         hidden = self.hidden(pack)
         parameter = self.model.get_output_embeddings().weight
         head = self.weights.whole(parameter)
-        sources, targets, weights = (
-            x.to(self.model.device) for x in (pack.sources_N, pack.targets_N, weights_N.to(torch.float32))
-        )
         tokens = len(hidden)
         if len(sources) > DENSE_SHARE * tokens:  # cheaper to give the few others no weight than to pick rows
             targets = targets.new_zeros(tokens).index_copy_(0, sources, targets)
@@ -129,11 +127,16 @@ class FusedStep:
         hidden.backward(grad)
         return total
 
+    def _move(self, x: torch.Tensor) -> torch.Tensor:
+        """To the model's device; from pinned memory, so that the host doesn't wait for what it asked for before."""
+        if x.device == self.model.device or self.model.device.type != "cuda":
+            return x.to(self.model.device)
+        return x.pin_memory().to(self.model.device, non_blocking=True)
+
     def _stream(self, pack: Pack) -> block.Stream:
-        device = self.model.device
-        spans = Spans.of(pack.lengths, device)
-        like = torch.empty(0, dtype=self._dtype, device=device)
-        cos, sin = self.model.model.rotary_emb(like, pack.positions_T[None].to(device))
+        spans = Spans(pack.lengths, self._move(bounds(pack.lengths)))
+        like = torch.empty(0, dtype=self._dtype, device=self.model.device)
+        cos, sin = self.model.model.rotary_emb(like, self._move(pack.positions_T)[None])
         eps = self.model.config.rms_norm_eps
         return block.Stream(spans, cos[0], sin[0], self.heads, eps, self.autotune.kernel(spans), self.gemms)
 
