@@ -74,6 +74,7 @@ class Side:
         steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
         longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
         several = [some for packs in steps for some in packs if len(some.lengths) > 1]
+        several.sort(key=lambda some: -len(some.ids_T))
         passes = -(-max(map(len, steps)) // self.gpus)
         for attempt in range(3):
             plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, self.gpus, passes)
