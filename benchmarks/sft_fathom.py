@@ -73,6 +73,8 @@ class Side:
         """
         steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
         longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
+        several = [some for packs in steps for some in packs if len(some.lengths) > 1]
+        several.sort(key=lambda some: -len(some.ids_T))
         passes = -(-max(map(len, steps)) // self.gpus)
         for attempt in range(3):
             plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, self.gpus, passes)
@@ -80,7 +82,7 @@ class Side:
             clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
             clock.extra |= {"plans_that_ran_out": attempt} if attempt else {}
             try:
-                self.warm_up(longest)
+                self.warm_up([longest, *several[:1]])
                 clock.start()
                 for packs in steps:
                     clock.tick(self.take_step(packs))
@@ -93,9 +95,10 @@ class Side:
                 self.room = replace(self.room, device_bytes=self.room.device_bytes - 7 * GIB)
         raise MemoryError(f"{workload.name}: three plans ran out of memory")
 
-    def warm_up(self, some: Pack) -> None:
-        """Compiles kernels and pins host memory, once for every plan; the model stays as it is."""
-        self.step.accumulate(some, torch.zeros_like(some.weights_N, device=self.device))
+    def warm_up(self, packs: list[Pack]) -> None:
+        """Compiles kernels, measures choices and pins host memory, once for every plan; the model stays as it is."""
+        for some in packs:
+            self.step.accumulate(some, torch.zeros_like(some.weights_N))
         self.optimizer.drop_gradients()
 
     def forget_pass(self) -> None:
@@ -109,7 +112,7 @@ class Side:
         mine = packs[self.rank :: self.gpus]
         if len(mine) * self.gpus < len(packs):  # all take part in every exchange of weights
             mine.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
-        losses = [self.step.accumulate(some, some.weights_N.to(self.device) / normalizer) for some in mine]
+        losses = [self.step.accumulate(some, some.weights_N / normalizer) for some in mine]
         with self.stopwatch:
             self.optimizer.clip(CLIP)
             self.optimizer.step(LEARNING_RATE)

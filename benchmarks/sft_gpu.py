@@ -135,14 +135,19 @@ def spawn(side: str, workloads: str, gpus: int, limit: float, directory: Path) -
     } | os.environ
     environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), environment.get("PYTHONPATH", "")])
     ended = ""
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     try:
-        done = subprocess.run(command, env=environment, timeout=limit, stderr=subprocess.PIPE, text=True, check=False)
-        log = done.stderr
-        if done.returncode:
-            ended = f"exit code {done.returncode}"
-    except subprocess.TimeoutExpired as expired:
-        log = (expired.stderr or b"").decode(errors="replace")
+        _, log = process.communicate(timeout=limit)
+        if process.returncode:
+            ended = f"exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
         ended = f"stopped after {limit:.0f} s"
+        process.terminate()  # torchrun ends its workers then
+        try:
+            _, log = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            _, log = process.communicate()
     print(log[-3000:], file=sys.stderr, flush=True)
     report = json.loads(file.read_text()) if file.exists() and file.stat().st_size else {}
     return report | ({"ended": ended, "log": log[-1500:]} if ended else {})

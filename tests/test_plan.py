@@ -176,9 +176,11 @@ def test_shapes_give_the_published_sizes_and_flops():
 
 
 def test_training_predictions_hold_the_measured_run():
-    """TRL on one H200: 3,884 tokens/s for all 14.77B parameters at 16,384 tokens."""
+    """14.77B parameters, 16,384 tokens, one H200: 5,197 and 5,327 tokens/s with 1 and 16 rows a step."""
     speed = physics.training_speed(R1_14B, 16384, "h200", 1)
-    assert speed.low < 3884 < speed.high
+    for measured in (5197, 5327):
+        assert speed.low < measured < speed.high
+        assert measured == pytest.approx(speed.mid, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -200,13 +202,11 @@ def test_the_plan_of_an_sft_stage_says_where_activations_go(count, optimizer, to
     assert made.peak_gib is None if "do not fit" in told else made.peak_gib < 139
 
 
-def test_a_published_bill_lies_in_the_interval():
-    """Sky-T1: 17K rows, 3 epochs, 152 H100 hours at 5-15% of the roofline, $450."""
-    hours = [17_000 * 3 * share * 16384 / speed / 3600 for share, speed in (
-        (0.20, physics.training_speed(QWEN_32B, 16384, "h100", 1).high),
-        (0.60, physics.training_speed(QWEN_32B, 16384, "h100", 1).low),
-    )]  # fmt: skip
-    assert hours[0] < 152 < hours[1]
+def test_a_published_bill_is_above_ours():
+    """Sky-T1: 17K rows, 3 epochs, 152 H100 hours at 5-15% of the roofline, $450. Ours, with the longest rows assumed, is less."""
+    slowest = physics.training_speed(QWEN_32B, 16384, "h100", 1).low
+    hours = 17_000 * 3 * estimates.TRAINING_CHAIN.high * 16384 / slowest / 3600
+    assert 60 < hours < 152
 
 
 def test_ranges_divide_the_right_way_round():

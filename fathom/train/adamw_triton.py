@@ -17,10 +17,10 @@ import triton.language as tl
 
 from fathom.train.adamw import BLOCK, M_CODES, TINY, V_CODES, WORDS, Moments, Rule
 
-ROWS, WARPS = 4, 4
+ROWS, WARPS = 1, 2
 """Groups of 1024 elements that one program updates, and its warps."""
 
-NORM_TILE, NORM_TILES = 4096, 16
+NORM_TILE, NORM_TILES = 16384, 4
 """Elements summed at a time, and how often, by one program of the norm."""
 
 _M_CODES, _V_CODES, _TINY = tl.constexpr(M_CODES), tl.constexpr(V_CODES), tl.constexpr(TINY)

@@ -153,7 +153,7 @@ def train(
                 raise SystemExit(EXIT_STOPPED)
     saver.finish()
     watch.close()
-    return Trained({name: whole(weight) for name, weight in optimizer.weights().items()}, log)
+    return Trained({name: whole(weight).cpu() for name, weight in optimizer.weights().items()}, log)
 
 
 def optimizer_step(

@@ -1,0 +1,59 @@
+"""The figures of docs/training.md are those of the recorded runs, rounded as they are printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
+SPEED = json.loads((ROOT / "benchmarks/results/sft_gpu.json").read_bytes())
+LEARNING = json.loads((ROOT / "benchmarks/results/equal_learning.json").read_bytes())
+WORKLOADS = {"one full": "one", "sixteen full": "sixteen", "sixteen of mixed lengths": "mix"}
+
+
+def row(first: str, cells: int) -> list[str]:
+    return next(row for row in ROWS if row[0] == first and len(row) == cells)
+
+
+@pytest.mark.parametrize(("label", "name"), WORKLOADS.items())
+def test_speed(label, name):
+    def rate(side):
+        found = SPEED.get(side, {}).get(name)
+        return f"{found['useful_tokens_per_s']:,.0f} ({found['mfu']:.3f})" if found else ""
+
+    def ratio(side):
+        return f"{SPEED['ratios'][f'{side} {name}']:.3f}" if f"{side} {name}" in SPEED["ratios"] else ""
+
+    expected = [rate("anchor"), rate("fathom"), ratio("fathom"), rate("float8"), ratio("float8")]
+    assert row(label, 6)[1:] == expected
+
+
+@pytest.mark.parametrize(("label", "name"), WORKLOADS.items())
+def test_peaks_and_their_plans(label, name):
+    found = SPEED["fathom"][name]
+    peaks = [f"{found['plan_peak_gib']:.1f} GiB", f"{found['peak_allocated_gib']:.1f} GiB"]
+    assert row(label, 4)[1:] == ["; ".join(found["plan"]), *peaks]
+    assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
+
+
+@pytest.mark.parametrize("storage", LEARNING["comparison"])
+def test_learning(storage):
+    found = LEARNING["comparison"][storage]
+    differences = [f"{found[key]:+.4f}" for key in ("difference_mean", "difference_largest")]
+    assert row(storage, 4)[1:] == [f"{found['held_out_mean']:.4f}", *differences]
+
+
+def test_compact_storage_learns_within_the_noise_of_seeds():
+    comparison = LEARNING["comparison"]
+    noise = comparison["float32 master"]["seed_deviation_of_reference"]
+    assert f"over seeds is {noise:.4f}" in TEXT
+    for storage in ("int8, stochastic", "int8, split"):
+        assert abs(comparison[storage]["difference_mean"]) < noise
+    assert comparison["bfloat16 nearest"]["difference_mean"] > 2 * noise
+    assert {run["seed"] for run in LEARNING["runs"]} == {0, 1, 2} and min(
+        len(run["losses"]) for run in LEARNING["runs"]
+    ) >= 300
