@@ -11,6 +11,7 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import fathom
 from fathom.config import StageConfig
@@ -114,8 +115,17 @@ class RayConfig(StageConfig):
     processor of the cluster); an engine that runs a model has `replicas` instead.
     """
 
-    address: str = Field("local", pattern=r"^(auto|local|[^:/\s]+:\d{1,5})$")
+    address: str = "local"
     workers: int | None = Field(None, ge=1)
+
+    @field_validator("address")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        if value not in ("auto", "local") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+            raise ValueError(
+                'expected "auto", "local" or host:port (a driver outside the cluster, ray://, is not supported)'
+            )
+        return value
 
 
 @contextlib.contextmanager

@@ -228,7 +228,7 @@ def test_without_ray_one_line_says_how_to_get_it(monkeypatch):
 @pytest.mark.parametrize(
     ("config_class", "values", "said"),
     [
-        (GradeConfig, {"ray": {"address": "ray://head:10001"}}, "ray.address"),
+        (GradeConfig, {"ray": {"address": "ray://head:10001"}}, "ray.address: expected .*host:port"),
         (GradeConfig, {"ray": {"address": "head"}}, "ray.address"),
         (
             RolloutConfig,
