@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ from pydantic import Field
 from fathom.chunks import digest, run_chunks, write_rows
 from fathom.config import Input, Operational, StageConfig
 from fathom.errors import InputError
+from fathom.fanout import RayConfig, open_crew
 from fathom.records import Problem, Verdict, read_problems, write_jsonl
 
 if TYPE_CHECKING:
@@ -33,13 +35,15 @@ UNREADABLE, FAILING, NO_SOLUTION = (
 class CheckTestsConfig(StageConfig):
     """`op: check_tests`. without_solution: whether code problems without a reference solution stay, unchecked.
 
-    workers: problems at work at once. chunk: problems per saved piece of work.
+    workers: problems at work at once, of each worker of a cluster where there is one (ray). chunk: problems
+    per saved piece of work.
     """
 
     problems: Input
     without_solution: Literal["keep", "set_aside"] = "keep"
     workers: Annotated[int, Operational] = Field(2, ge=1)
     chunk: Annotated[int, Operational] = Field(32, ge=1)
+    ray: Annotated[RayConfig | None, Operational] = None
 
 
 def run_check_tests(inputs: dict[str, Any], config: CheckTestsConfig, out: Path, meter: Meter) -> dict[str, Any]:
@@ -52,11 +56,9 @@ def run_check_tests(inputs: dict[str, Any], config: CheckTestsConfig, out: Path,
     coded = [p for p in problems if p.kind == "code"]
     folder = meter.scratch / f"checked-{digest(config.chunk)}"
 
-    def work(part: Sequence[Problem]) -> list[Verdict]:
-        with ThreadPoolExecutor(config.workers) as pool:
-            return list(pool.map(check, part))
-
-    verdicts = run_chunks(coded, config.chunk, folder, work, Verdict, meter, "problems")
+    work = partial(_check_part, at_once=config.workers)
+    with open_crew(config.ray) as crew:
+        verdicts = run_chunks(coded, config.chunk, folder, work, Verdict, meter, "problems", crew=crew)
     faults = {p.id: v for p, v in zip(coded, verdicts, strict=True) if v.correct is not True}
     if config.without_solution == "keep":
         faults = {name: v for name, v in faults.items() if v.rung != NO_SOLUTION}
@@ -78,6 +80,11 @@ def run_check_tests(inputs: dict[str, Any], config: CheckTestsConfig, out: Path,
         "set_aside": dict(reasons.most_common()),
         "funnel": funnel,
     }
+
+
+def _check_part(part: Sequence[Problem], at_once: int) -> list[Verdict]:
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(check, part))
 
 
 def check(problem: Problem) -> Verdict:

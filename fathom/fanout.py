@@ -1,4 +1,4 @@
-"""Who works on independent parts: this process (`Here`), or workers of a Ray cluster (`RayCrew`).
+"""Who works on independent parts: this process (`Here`), others of this machine (`Processes`), or a Ray cluster (`RayCrew`).
 
 A part is worked by a pure function of that part, so what comes back is the same bytes wherever it ran. Files,
 money and order stay with the caller. Not a scheduler and not a cache: parts are dealt to whoever is
@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 import fathom
 from fathom.config import StageConfig
@@ -27,6 +31,8 @@ Result = TypeVar("Result")
 
 TRIES = 3
 """Workers that one part may take with it, or that may fail to start in a row."""
+WORTH_PROCESSES = 4
+"""Fewer parts are done before a process has started."""
 OBJECT_STORE = 512 << 20
 """Bytes of shared memory of a cluster that is started here; parts and results on their way, larger ones go to disk."""
 CONNECT_SECONDS = 5.0
@@ -63,6 +69,44 @@ def in_order(results: Iterable[tuple[int, Result]]) -> Iterator[Result]:
             due += 1
 
 
+class Processes:
+    """So many processes of this machine. Started afresh rather than forked: this one may have threads."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def map(self, work: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[tuple[int, Result]]:
+        """See `Crew`. A few parts are worked here; results come in order, and few wait at a time."""
+        parts = iter(parts)
+        first = list(islice(parts, WORTH_PROCESSES))
+        if len(first) < WORTH_PROCESSES:
+            yield from Here().map(work, first)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(self._count, context, _set_work, (work,)) as pool:
+            waiting: deque[tuple[int, Future[Result]]] = deque()
+            for position, part in enumerate(chain(first, parts)):
+                waiting.append((position, pool.submit(_do_work, part)))
+                if len(waiting) > 2 * self._count:
+                    position, oldest = waiting.popleft()
+                    yield position, oldest.result()
+            for position, left in waiting:
+                yield position, left.result()
+
+
+_work: Callable[[Any], Any]
+"""What this process of `Processes` does; handed over once, because it may hold an index of all benchmarks."""
+
+
+def _set_work(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+
+
+def _do_work(part: Any) -> Any:
+    return _work(part)
+
+
 class RayConfig(StageConfig):
     """`ray: {address: auto}`: work on a Ray cluster.
 
@@ -71,18 +115,28 @@ class RayConfig(StageConfig):
     processor of the cluster); an engine that runs a model has `replicas` instead.
     """
 
-    address: str = Field("local", pattern=r"^(auto|local|[^:/\s]+:\d{1,5})$")
+    address: str = "local"
     workers: int | None = Field(None, ge=1)
+
+    @field_validator("address")
+    @classmethod
+    def _known_form(cls, value: str) -> str:
+        if value not in ("auto", "local") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", value):
+            raise ValueError(
+                'expected "auto", "local" or host:port (a driver outside the cluster, ray://, is not supported)'
+            )
+        return value
 
 
 @contextlib.contextmanager
-def open_crew(config: RayConfig | None) -> Iterator[Crew]:
-    """The workers that a stage asks for: this process where it asks for none."""
-    if config is None:
-        yield Here()
+def open_crew(config: RayConfig | None, processes: int | None = 1) -> Iterator[Crew]:
+    """The workers that a stage asks for. processes: of this machine, without a cluster (None: one per processor)."""
+    if config is not None:
+        with RayCrew(config, config.workers) as crew:
+            yield crew
         return
-    with RayCrew(config, config.workers) as crew:
-        yield crew
+    processes = processes or len(os.sched_getaffinity(0))
+    yield Processes(processes) if processes > 1 else Here()
 
 
 @dataclass
@@ -181,6 +235,7 @@ class RayCrew:
             self._failed_starts += 1
             if self._failed_starts == TRIES:
                 raise WorkError(f"ray: no worker starts ({_last_line(error)})") from None
+            _log.warning("a worker did not start (%s); another one is asked for", _last_line(error))
             return
         if version != fathom.__version__:
             raise InputError(f"ray: a machine of the cluster has fathom {version}, this one {fathom.__version__}")

@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from fathom import fanout
 from fathom.curate import corpus
 from fathom.curate.corpus import Corpus, map_chunks
 from fathom.curate.decontaminate import HeldOut, Index, Rules, find_leaks
@@ -13,6 +14,7 @@ from fathom.curate.dedup import count_chains, find_repeats
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.curate.sketch import BANDS, Ragged, Sketches, bands, sketch
 from fathom.errors import InputError
+from fathom.fanout import Processes
 from fathom.ledger import Meter
 from fathom.records import Problem, Rollout, Verdict, write_jsonl
 from fathom.sources.generated import GeneratedConfig, GeneratedCorpus, generate
@@ -37,7 +39,7 @@ def test_rows_are_read_by_number(file):
         assert len(problems) == 3 and problems.ids == ["a", "b", "c"]
         assert [problems[row].gold for row in (2, 0, 1)] == ["1", "2", "6"]
         assert [p.id for p in problems] == problems.ids
-        assert [p.id for chunk in problems.chunks(2) for p in chunk.problems()] == problems.ids
+        assert list(problems.chunks(2)) == [b"".join(ROWS[:3]), ROWS[3]]
 
 
 def test_what_stays_is_copied_byte_for_byte(file, tmp_path):
@@ -82,11 +84,11 @@ def test_processes_change_nothing(tmp_path, monkeypatch):
         wanted = find_repeats(rows, chains, 0.5), find_leaks(rows, held_out)
         assert len(wanted[0]) > 10 and len(wanted[1]) > 20
         assert wanted == (find_repeats(problems, chains, 0.5), find_leaks(problems, held_out))
-        monkeypatch.setattr(corpus, "WORTH_A_PROCESS", 0)
+        monkeypatch.setattr(fanout, "WORTH_PROCESSES", 1)
         progress = lambda done, total: told.append((done, total))  # noqa: E731
-        assert wanted[0] == find_repeats(problems, chains, 0.5, workers=2, progress=progress)
-        assert wanted[1] == find_leaks(problems, held_out, workers=2)
-        assert [i for part in map_chunks(ids, problems, 2) for i in part] == ids(rows)
+        assert wanted[0] == find_repeats(problems, chains, 0.5, Processes(2), progress)
+        assert wanted[1] == find_leaks(problems, held_out, Processes(2))
+        assert [i for part in map_chunks(ids, problems, Processes(2)) for i in part] == ids(rows)
     assert told == [(done, 360) for done in (60, 120, 180, 240, 300, 360)]
 
 

@@ -1,49 +1,29 @@
 """Problems that stay on disk: a problems.jsonl read by chunks, by row, and copied by row.
 
 A corpus of a million problems is a few gigabytes as Python objects; as a file with one offset per row
-it is eight bytes a problem. `map_chunks` runs a function over the chunks, in other processes where
-there are enough of them; results come back in order, so they don't depend on how many.
+it is eight bytes a problem. `map_chunks` runs a function over the chunks, wherever the crew works
+(`fathom/fanout.py`); results come back in order, so they don't depend on who did what.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fathom.errors import InputError
+from fathom.fanout import Crew, Here, in_order
 from fathom.records import Problem, from_dict, parse_line
 
 CHUNK = 5_000
 """Problems per chunk: some megabytes of Python objects at a time."""
-WORTH_A_PROCESS = 20_000
-"""Fewer problems are done before a process has started."""
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with (done, total)."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive rows of a file: cheap to send to another process, read where it is used."""
-
-    path: Path
-    start: int
-    stop: int
-
-    def problems(self) -> list[Problem]:
-        with open(self.path, "rb") as stream:
-            stream.seek(self.start)
-            lines = stream.read(self.stop - self.start).split(b"\n")
-        return [from_dict(Problem, json.loads(line)) for line in lines if line.strip()]
 
 
 class Corpus(Sequence[Problem]):
@@ -94,10 +74,12 @@ class Corpus(Sequence[Problem]):
     def __exit__(self, *_: object) -> None:
         self._stream.close()
 
-    def chunks(self, size: int) -> Iterator[Chunk]:
+    def chunks(self, size: int) -> Iterator[bytes]:
+        """Lines of `size` rows at a time: cheap to send to another process or machine, parsed where they are used."""
         for first in range(0, len(self), size):
             last = min(first + size, len(self)) - 1
-            yield Chunk(self.path, self._starts[first], self._ends[last])
+            self._stream.seek(self._starts[first])
+            yield self._stream.read(self._ends[last] - self._starts[first])
 
     def copy_without(self, removed: set[int], to: Path) -> None:
         """Write the other rows, byte for byte."""
@@ -119,49 +101,24 @@ def row_ids(problems: Sequence[Problem]) -> list[str]:
 def map_chunks(
     work: Callable[[list[Problem]], Result],
     problems: Sequence[Problem],
-    workers: int | None = None,
+    crew: Crew | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Result]:
     """`work` of every chunk of `CHUNK` problems, in order.
 
-    workers: processes (None: one per processor); fewer than `WORTH_A_PROCESS` problems, or problems
-    that are in memory already, are worked here. `work` must be picklable and depend on its chunk alone.
-    progress: called with the problems done and all problems.
+    crew: who works (default: this process); problems that are in memory already are worked here.
+    `work` must be picklable and depend on its chunk alone. progress: called with the problems done and
+    all problems.
     """
-    workers = workers or len(os.sched_getaffinity(0))
-    if not isinstance(problems, Corpus):
-        results = (work(list(problems[first : first + CHUNK])) for first in range(0, len(problems), CHUNK))
-    elif workers == 1 or len(problems) < WORTH_A_PROCESS:
-        results = (work(chunk.problems()) for chunk in problems.chunks(CHUNK))
+    if isinstance(problems, Corpus):
+        results = (crew or Here()).map(partial(_on_lines, work), problems.chunks(CHUNK))
     else:
-        results = _in_processes(work, problems, workers)
-    for number, result in enumerate(results, 1):
+        results = Here().map(work, (list(problems[first : first + CHUNK]) for first in range(0, len(problems), CHUNK)))
+    for number, result in enumerate(in_order(results), 1):
         if progress:
             progress(min(number * CHUNK, len(problems)), len(problems))
         yield result
 
 
-def _in_processes(work: Callable[[list[Problem]], Result], problems: Corpus, workers: int) -> Iterator[Result]:
-    """Started afresh rather than forked: this process may have threads. Few results wait at a time."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _set_work, (work,)) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for chunk in problems.chunks(CHUNK):
-            waiting.append(pool.submit(_run, chunk))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-_work: Callable[[list[Problem]], Any]
-"""What this worker process does; handed over once, because it may hold an index of all benchmarks."""
-
-
-def _set_work(work: Callable[[list[Problem]], Any]) -> None:
-    global _work
-    _work = work
-
-
-def _run(chunk: Chunk) -> Any:
-    return _work(chunk.problems())
+def _on_lines(work: Callable[[list[Problem]], Result], lines: bytes) -> Result:
+    return work([from_dict(Problem, json.loads(line)) for line in lines.split(b"\n") if line.strip()])

@@ -28,6 +28,7 @@ from fathom.curate import text
 from fathom.curate.corpus import Progress, map_chunks
 from fathom.curate.fingerprint import Content, Fingerprint, near
 from fathom.curate.sketch import bands
+from fathom.fanout import Crew
 from fathom.records import Problem
 
 RULES = ("exact", "similar", "contained", "twin", "coverage", "13-gram")
@@ -245,15 +246,15 @@ def shared_words(a: Content, b: Content) -> float:
 def find_leaks(
     problems: Sequence[Problem],
     benchmarks: Sequence[HeldOut],
-    workers: int | None = None,
+    crew: Crew | None = None,
     progress: Progress | None = None,
 ) -> list[Leak]:
-    """Every training problem that a benchmark would recognise, in row order. workers, progress: see `map_chunks`."""
+    """Every training problem that a benchmark would recognise, in row order. crew, progress: see `map_chunks`."""
     index = Index(benchmarks)
     held: list[tuple[int, list[Hit]]] = []
     seen = Counter({gram: len(rows) for gram, rows in index.long.items()})
     row = 0
-    for scan in map_chunks(index.scan, problems, workers, progress):
+    for scan in map_chunks(index.scan, problems, crew, progress):
         held += [(row + i, hits) for i, hits in enumerate(scan.hits) if hits]
         seen.update(scan.long_grams)
         row += len(scan.hits)

@@ -19,6 +19,7 @@ from fathom.curate import text
 from fathom.curate.corpus import Progress, map_chunks, row_ids
 from fathom.curate.fingerprint import ADDED_NUMBERS, near
 from fathom.curate.sketch import BANDS, Sketches, mix, sketch
+from fathom.fanout import Crew
 from fathom.records import Problem, Rollout
 
 SMALL_BLOCK = 64
@@ -54,17 +55,17 @@ def find_repeats(
     problems: Sequence[Problem],
     chains: Mapping[str, tuple[int, int]],
     similarity: float,
-    workers: int | None = None,
+    crew: Crew | None = None,
     progress: Progress | None = None,
 ) -> list[Repeat]:
     """Every row that repeats a kept one, in row order.
 
     Of each group the row with the most correct chains is kept, among equals the one with the most
     chains, then the first. chains: of `count_chains`. similarity: least Jaccard similarity of content
-    words, 0-1; at 0 equal numbers and equal gold are enough. workers, progress: see
+    words, 0-1; at 0 equal numbers and equal gold are enough. crew, progress: see
     `map_chunks`.
     """
-    parts = list(map_chunks(sketch, problems, workers, progress))
+    parts = list(map_chunks(sketch, problems, crew, progress))
     if not parts:
         return []
     sketches = Sketches.joined(parts)

@@ -15,6 +15,7 @@ from fathom.curate.corpus import Corpus
 from fathom.curate.decontaminate import HeldOut, Rules
 from fathom.curate.funnel import metrics
 from fathom.errors import InputError
+from fathom.fanout import RayConfig, open_crew
 from fathom.sources import benchmarks
 from fathom.sources.benchmarks import BenchmarkChoice
 
@@ -26,7 +27,8 @@ class DecontaminateConfig(StageConfig):
     """`op: decontaminate`. benchmarks: the evaluation problems, named as in `op: evaluate`.
 
     rules: what counts as contamination; rules_for: other rules for the benchmark of that name.
-    workers: processes; null is one per processor.
+    workers: processes of this machine;
+    null is one per processor. ray: a cluster in their place.
     """
 
     problems: Input
@@ -34,13 +36,15 @@ class DecontaminateConfig(StageConfig):
     rules: Rules = Rules()
     rules_for: dict[str, Rules] = Field({})
     workers: Annotated[int | None, Operational] = Field(None, ge=1)
+    ray: Annotated[RayConfig | None, Operational] = None
 
 
 def run_decontaminate(inputs: dict[str, Any], config: DecontaminateConfig, out: Path, meter: Meter) -> dict[str, Any]:
     """Stage: problems.jsonl without what a benchmark would recognise; certificate.json and .md; removed.jsonl."""
     held_out = _held_out(config, meter.seed)
     with Corpus(inputs["problems"] / "problems.jsonl") as problems:
-        leaks = decontaminate.find_leaks(problems, held_out, config.workers, meter.progress)
+        with open_crew(config.ray, config.workers) as crew:
+            leaks = decontaminate.find_leaks(problems, held_out, crew, meter.progress)
         by_benchmark = Counter(leak.best.benchmark for leak in leaks)
         left = len(problems)
         funnel: list[list[object]] = [["problems", left]]
