@@ -94,7 +94,9 @@ def _cpu() -> str:
 def results_section() -> str:
     """A table per recorded recipe and setting, with the command and the cost."""
     recorded = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    return "\n\n".join(block for content in recorded if "runs" in content for block in _recorded(content))
+    return "\n\n".join(
+        block for content in recorded if content.get("runs", [{}])[0].get("rows") for block in _recorded(content)
+    )
 
 
 def _recorded(content: dict[str, Any]) -> Iterator[str]:

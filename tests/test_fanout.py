@@ -105,16 +105,6 @@ def test_generation_on_two_replicas(tmp_path, address, caplog):
 
 
 def test_grading_on_two_workers(tmp_path, address, caplog):
-<<<<<<< HEAD
-    double = Problem(
-        "code", "Double the number.", None, "code", tests=[{"kind": "stdin", "input": "4\n", "expected": "8\n"}]
-    )
-    chains = [
-        Rollout(p.id, i, f"\\boxed{{{2 * int(p.id[1:]) + i}}}", 5, "stop", "m") for p in PROBLEMS for i in range(2)
-    ]
-    chains += [Rollout("code", i, f"```python\nprint(int(input()) * {i})\n```", 9, "stop", "m") for i in range(4)]
-    write_jsonl(tmp_path / "problems.jsonl", [*PROBLEMS, double])
-=======
     tests = [{"kind": "stdin", "input": "4\n", "expected": "8\n"}]
     programs = [f"```python\nprint(int(input()) * {i})\n```" for i in range(4)]
     chains = [
@@ -122,7 +112,6 @@ def test_grading_on_two_workers(tmp_path, address, caplog):
     ]
     chains += [Rollout("code", i, program, 9, "stop", "m") for i, program in enumerate(programs)]
     write_jsonl(tmp_path / "problems.jsonl", [*PROBLEMS, Problem("code", "Double it.", None, "code", tests=tests)])
->>>>>>> ray
     write_jsonl(tmp_path / "rollouts.jsonl", chains)
     inputs, config = {"problems": tmp_path, "chains": tmp_path}, {"problems": "p", "chains": "c", "chunk": 4}
     both_ways(run_grade, GradeConfig, inputs, config, {"ray": {"address": address}}, tmp_path, caplog)
