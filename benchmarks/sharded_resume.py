@@ -4,8 +4,9 @@
 
 The training loop itself with the fused step and 8-bit AdamW, weights and state shared over the
 processes, on a random model of few layers: four steps with a checkpoint at the second, a hard exit
-while the one of the fourth is being written, and the same command again. `--quick`: 14b with a vocabulary of 16,384, checkpoints of 3 GB. Prints and writes
-benchmarks/results/sharded_resume.json. `--model tiny` runs on a CPU.
+while the one of the fourth is being written, and the same command again. `--quick`: 14b with a vocabulary of 16,384, whose
+checkpoints are 3 GB. Prints and writes benchmarks/results/sharded_resume.json. `--model tiny` runs
+on a CPU.
 """
 
 from __future__ import annotations
