@@ -36,6 +36,8 @@ WORTH_PROCESSES = 4
 OBJECT_STORE = 512 << 20
 """Bytes of shared memory of a cluster that is started here; parts and results on their way, larger ones go to disk."""
 CONNECT_SECONDS = 5.0
+LONGEST_REASON = 300
+"""Characters of what Ray says of a death, which it says at length."""
 SAME_ENVIRONMENT = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "TOKENIZERS_PARALLELISM")
 """Variables that workers have as this process has them: another number of threads may round sums otherwise."""
 
@@ -303,4 +305,4 @@ def _connect(ray: Any, config: RayConfig, size: int | None) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:LONGEST_REASON]

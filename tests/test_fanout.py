@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -36,8 +37,8 @@ def token(folder):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """host:port of a cluster of two machines (two raylets on this one) with one processor each."""
+def cluster(tmp_path_factory):
+    """A cluster of two machines (two raylets on this one) with one processor each."""
     pytest.importorskip("ray", reason="needs Ray: pip install 'fathom[ray]'")
     from ray.cluster_utils import Cluster
 
@@ -48,47 +49,61 @@ def address(tmp_path_factory):
         cluster = Cluster(initialize_head=True, head_node_args={**size, "include_dashboard": False})
         try:
             cluster.add_node(**size)
-            yield cluster.address
+            yield cluster
         finally:
             cluster.shutdown()
 
 
+@pytest.fixture
+def address(cluster):
+    return cluster.address
+
+
 def workers():
     """Processes of the cluster that work for us."""
-    return [p for p in psutil.Process().children(recursive=True) if "ray::_Hand" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):  # it may just be ending
+            if "ray::_Hand" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
-class Killing(Meter):
-    """Ends one worker of the cluster with kill -9 once the first chunk is done; keeps what it is told."""
+class Watching(Meter):
+    """Keeps what it is told; with `kill`, ends the workers of the cluster with kill -9 once the first chunk is done.
 
-    def __init__(self, scratch):
+    All that there are: the one that did that chunk is among them, and is dealt another.
+    """
+
+    def __init__(self, scratch, kill):
         super().__init__(scratch, 0)
-        self.victims, self.used, self.steps = [], Usage(), []
+        self.kill, self.victims, self.used, self.steps = kill, [], Usage(), []
 
     def usage(self, model, usage, device):
         self.used += usage
 
     def progress(self, done, total, note=""):
         self.steps.append((done, total))
-        if len(self.steps) == 1:
-            self.victims = workers()[-1:]
+        if self.kill and len(self.steps) == 1:
+            self.victims = workers()
             for victim in self.victims:
-                victim.kill()
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
 
 
 def both_ways(run, config_class, inputs, config, fan_out, tmp_path, caplog):
-    """Run a stage here and, with `fan_out`, on the cluster where a worker is killed: same files, metrics and usage."""
+    """Run a stage here and, with `fan_out`, on the cluster where workers are killed: same files, metrics and usage."""
     results, meters = [], []
     for where, values in (("here", config), ("there", {**config, **fan_out})):
         out = tmp_path / where
         out.mkdir()
-        meters.append(Killing(tmp_path / f"{where}-scratch"))
+        meters.append(Watching(tmp_path / f"{where}-scratch", kill=where == "there"))
         results.append(run(inputs, validate(config_class, values), out, meters[-1]))
     here, there = meters
     assert results[0] == results[1] and here.used == there.used and here.steps == there.steps
     written = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()}
-    assert there.victims and not here.victims
+    assert there.victims
     assert "a worker died" in caplog.text or "a worker did not start" in caplog.text
     return there.used
 
@@ -157,6 +172,18 @@ def test_a_cluster_works_and_tells_what_goes_wrong(address, caplog):
 def test_more_workers_than_the_cluster_has_room_for_hold_up_nothing(address):
     with open_crew(RayConfig(address=address, workers=9)) as crew:
         assert list(in_order(crew.map(lambda n: n * n, range(20)))) == [n * n for n in range(20)]
+
+
+def test_a_machine_that_goes_holds_up_nothing(cluster):
+    """Its results go with it where they are too large to have come at once; a worker in its place finds no room."""
+    third = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
+    with RayCrew(RayConfig(address=cluster.address), 3) as crew:
+        done = []
+        for position, result in crew.map(lambda n: bytes([n]) * (1 << 20), range(18)):
+            done.append((position, result[:1]))
+            if len(done) == 4:
+                cluster.remove_node(third, allow_graceful=False)
+    assert sorted(done) == [(n, bytes([n])) for n in range(18)]
 
 
 def test_no_room_for_a_single_worker(address, monkeypatch):
