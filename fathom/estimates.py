@@ -28,10 +28,7 @@ from fathom.sources.corpora import CORPORA
 CORPUS_CHAINS = {"openr1-math-220k": 2}
 """Recorded chains per problem where there is more than one, from the data-set card."""
 
-ROW_TOKENS = {
-    "openr1-math-220k": Range(4000, 5900, 8500),
-    "Qwen/QwQ-32B-Preview": Range(4100, 4800, 5700),
-}
+ROW_TOKENS = {"openr1-math-220k": Range(4000, 5900, 8500), "Qwen/QwQ-32B-Preview": Range(4100, 4800, 5700)}
 """Mean tokens of a training row, prompt included, by the corpus that brings the chain or the model that writes it.
 
 OpenR1: a correct chain of R1 has 16,254 characters (mean of 45,000; card of 96kevinli29/SFT-Math-45k), and Qwen's
@@ -119,10 +116,12 @@ class Setting:
     def kind(self) -> str:
         return physics.kind_of(self.device)
 
-    def usd(self, seconds: Range) -> Range | None:
-        """What the devices cost for so long; None when they have no price."""
+    def usd(self, seconds: Range, api: Range | None = NONE) -> Range | None:
+        """Of the devices for so long and of paid calls beside; None when one of them has no price."""
         price = self.prices.devices.get(self.device)
-        return None if price is None else seconds * (price.usd_per_hour * self.count / 3600)
+        if price is None or api is None:
+            return None
+        return seconds * (price.usd_per_hour * self.count / 3600) + api
 
 
 @dataclass(frozen=True)
@@ -184,10 +183,15 @@ def _lines(path: Path) -> int:
     return max(1, sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()) // 300)
 
 
+def _read_once(rows: Range) -> Range:
+    """Seconds of a stage that looks at each of some rows."""
+    return LIGHT_SECONDS + rows.over(ROWS_PER_SECOND)
+
+
 def _filter(share: Range) -> Callable[[Any, Inputs, Setting], Estimate]:
     def estimate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         before = inputs[config.problems]
-        return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), before.rows * share, before.chains)
+        return Estimate(_read_once(before.rows), before.rows * share, before.chains)
 
     return estimate
 
@@ -201,22 +205,19 @@ def select(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     share = WINDOW_SHARE if config.solve_rate or config.difficulty else ACCEPTED_SHARE
     kept = (before.rows * share).at_most(config.limit or float("inf"))
-    seconds = LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND)
-    return Estimate(seconds, kept, before.chains, row_tokens=inputs[config.chains].row_tokens)
+    return Estimate(_read_once(before.rows), kept, before.chains, row_tokens=inputs[config.chains].row_tokens)
 
 
 def mix(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     parts = {name: inputs[stage].rows for name, stage in config.parts.items()}
     rows = sum((part.at_most(config.rows.get(name, float("inf"))) for name, part in parts.items()), NONE)
     row_tokens = next((inputs[stage].row_tokens for stage in config.parts.values()), None)
-    kept = rows.at_most(config.limit or float("inf"))
-    return Estimate(LIGHT_SECONDS + rows.over(ROWS_PER_SECOND), kept, 1, row_tokens=row_tokens)
+    return Estimate(_read_once(rows), rows.at_most(config.limit or float("inf")), 1, row_tokens=row_tokens)
 
 
 def export(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.rows]
-    seconds = LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND)
-    return Estimate(seconds, before.rows, before.chains, row_tokens=before.row_tokens)
+    return Estimate(_read_once(before.rows), before.rows, before.chains, row_tokens=before.row_tokens)
 
 
 def tokenize(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -256,12 +257,10 @@ def annotate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 
 
 def rewrite(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    per_problem = inputs[config.chains].chains or 1
-    chain = CORPUS_CHAIN * config.max_tokens
-    chains = inputs[config.problems].rows * per_problem
-    made = _generate(config, inputs, setting, chains, chain, config.max_tokens, prompt=PROMPT_TOKENS + chain)
-    given = inputs[config.chains]
-    return replace(made, rows=inputs[config.problems].rows, chains=per_problem, row_tokens=given.row_tokens)
+    rows, given = inputs[config.problems].rows, inputs[config.chains]
+    per_problem, chain = given.chains or 1, CORPUS_CHAIN * config.max_tokens
+    made = _generate(config, inputs, setting, rows * per_problem, chain, config.max_tokens, PROMPT_TOKENS + chain)
+    return replace(made, rows=rows, chains=per_problem, row_tokens=given.row_tokens)
 
 
 def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -385,8 +384,7 @@ def _shapes(recipe: Recipe) -> dict[str, ModelShape]:
 
 
 def _plain(estimate: Estimate, setting: Setting) -> dict[str, Any]:
-    usd = setting.usd(estimate.seconds)
-    usd = usd + estimate.api_usd if usd and estimate.api_usd else None
+    usd = setting.usd(estimate.seconds, estimate.api_usd)
     sheet = physics.DEVICES[setting.device]
     note = estimate.note
     if sheet.memory_gib and estimate.peak_gib and estimate.peak_gib > sheet.memory_gib:

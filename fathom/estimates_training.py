@@ -14,7 +14,6 @@ from typing import Any
 from fathom import physics
 from fathom.errors import InputError
 from fathom.estimates import START_SECONDS, Estimate, Inputs, Setting, shape_of
-from fathom.ledger import dollars
 from fathom.physics import NONE, ModelShape, Range
 from fathom.train.memory import FLOPS, Room, plan_memory
 
@@ -77,9 +76,11 @@ def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def _assumed(work: Workload, setting: Setting) -> str:
     """Everything that the hours were multiplied from."""
     length, speed = work.length, work.speed(setting).mid / setting.count
+    reached = speed * work.shape.training_flops(length.mid) / (physics.DEVICES[setting.device].tflops * 1e12)
     return (
         f"assumed {work.passes} pass{'es' if work.passes > 1 else ''} over {work.rows.mid:,.0f} rows of {length.mid:,.0f} "
-        f"[{length.low:,.0f} - {length.high:,.0f}] tokens, {speed:,.0f} tokens/s on each {setting.device}"
+        f"[{length.low:,.0f} - {length.high:,.0f}] tokens, {speed:,.0f} tokens/s on each {setting.device} "
+        f"({reached:.2f} of its bf16 arithmetic, as measured with 14.8B on one H200)"
     )
 
 
@@ -101,7 +102,7 @@ def _variants(work: Workload, longest: int, setting: Setting) -> Iterator[tuple[
 def _cost(seconds: Range, setting: Setting) -> str:
     """The expected dollars; hours where the device has no price."""
     usd = setting.usd(seconds)
-    return f"{seconds.mid / 3600:.1f} h" if usd is None else dollars(usd.mid)
+    return f"{seconds.mid / 3600:.1f} h" if usd is None else f"${usd.mid:.3g}"
 
 
 def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Setting) -> tuple[float | None, list[str]]:
@@ -122,7 +123,7 @@ def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Set
     except InputError as refusal:
         return None, [str(refusal)]
     kept = plan.notes or ("all activations kept",)
-    return plan.peak_bytes / physics.GIB, [f"{config.optimizer}", *kept]
+    return plan.peak_bytes / physics.GIB, [f"{config.optimizer}: {kept[0]}", *kept[1:]]
 
 
 def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

@@ -35,8 +35,9 @@ def _notes(steps: Sequence[Step], forecast: Mapping[str, Mapping[str, Any]]) -> 
     width = max(60, get_terminal_size((120, 24)).columns)
     lines = []
     for name, note in told.items():
-        for part in note.split("; "):
-            lines += wrap(part, width, initial_indent=f"{name}: ", subsequent_indent="  ", break_on_hyphens=False)
+        for number, part in enumerate(note.split("; ")):
+            start = "  " if number else f"{name}: "
+            lines += wrap(part, width, initial_indent=start, subsequent_indent="    ", break_on_hyphens=False)
     return [*lines, ""] if lines else []
 
 
@@ -70,7 +71,16 @@ def _total(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Mapping
     if budget is not None:
         fits = "within" if usd[2] <= budget else "may exceed" if usd[0] <= budget else "exceeds"
         text += f"; {fits} the budget of ${budget:.2f}"
-    return text
+    return "\n".join([text, *_training(todo, forecast)])
+
+
+def _training(todo: Sequence[Step], forecast: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What published bills are about: the sum of the SFT alone, where it is not all."""
+    trained = [forecast[s.stage.name] for s in todo if s.stage.op_name == "sft" and s.stage.name in forecast]
+    if not trained or len(trained) == len(todo) or any(e["usd"] is None for e in trained):
+        return []
+    hours, usd = ([sum(e[unit][i] for e in trained) for i in range(3)] for unit in ("hours", "usd"))
+    return [f"of it sft: {_range(hours, _time)}, {_range(usd, _dollars)}"]
 
 
 def _range(values: Sequence[float] | None, show: Callable[[float], str]) -> str:
