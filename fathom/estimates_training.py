@@ -35,13 +35,17 @@ COPY_BYTES_PER_SECOND = Range(2e8, 8e8, 2e9)
 
 @dataclass(frozen=True)
 class Workload:
-    """What an SFT run trains. length: tokens of a row, prompt included. passes: over all rows."""
+    """What an SFT run trains. length: tokens of a row, prompt included. passes: over all rows.
+
+    delay: seconds that a device loses per token where activations are computed again, or moved in plain sight.
+    """
 
     shape: ModelShape
     rows: Range
     length: Range
     passes: int
     float8: bool
+    delay: float = 0
 
     @property
     def tokens(self) -> Range:
@@ -52,7 +56,8 @@ class Workload:
         return physics.training_speed(self.shape, self.length.mid, setting.device, setting.count, self.float8)
 
     def seconds(self, setting: Setting) -> Range:
-        return START_SECONDS[setting.kind] + self.tokens.over(self.speed(setting))
+        delay = self.delay / setting.count
+        return START_SECONDS[setting.kind] + self.tokens.over(self.speed(setting)) + self.tokens * delay
 
 
 def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -64,13 +69,13 @@ def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         tokens = examples.rows * length * passes
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
     work = Workload(shape, examples.rows, length, passes, config.float8)
-    seconds = work.seconds(setting)
     if setting.kind == "cpu":
         peak = physics.cpu_training_memory(shape, max(config.pack_tokens, length.mid))
-        return Estimate(seconds, tokens=work.tokens, peak_gib=peak, shape=shape)
-    peak, placement = _training_memory(config, shape, length, setting)
+        return Estimate(work.seconds(setting), tokens=work.tokens, peak_gib=peak, shape=shape)
+    peak, delay, placement = _placement(config, shape, length, setting)
+    work = replace(work, delay=delay)
     notes = [_assumed(work, setting), _sensitivity(work, config.max_length, setting), *placement]
-    return Estimate(seconds, tokens=work.tokens, peak_gib=peak, shape=shape, note="; ".join(notes))
+    return Estimate(work.seconds(setting), tokens=work.tokens, peak_gib=peak, shape=shape, note="; ".join(notes))
 
 
 def _assumed(work: Workload, setting: Setting) -> str:
@@ -105,8 +110,10 @@ def _cost(seconds: Range, setting: Setting) -> str:
     return f"{seconds.mid / 3600:.1f} h" if usd is None else f"${usd.mid:.3g}"
 
 
-def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Setting) -> tuple[float | None, list[str]]:
-    """(peak GiB of each device, how activations are placed), or (None, why it can't be and what could)."""
+def _placement(
+    config: Any, shape: ModelShape, length: Range, setting: Setting
+) -> tuple[float | None, float, list[str]]:
+    """Where activations go: (peak GiB of each device, its delay per token, notes); no peak where they fit nowhere."""
     sheet = physics.DEVICES[setting.device]
     room = Room(
         sheet.memory_gib * physics.GIB * FREE_SHARE,
@@ -121,9 +128,9 @@ def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Set
     try:
         plan = plan_memory(shape, pack, config.optimizer, room, setting.count, packs, width)
     except InputError as refusal:
-        return None, [str(refusal)]
+        return None, 0, [str(refusal)]
     kept = plan.notes or ("all activations kept",)
-    return plan.peak_bytes / physics.GIB, [f"{config.optimizer}: {kept[0]}", *kept[1:]]
+    return plan.peak_bytes / physics.GIB, plan.seconds / pack, [f"{config.optimizer}: {kept[0]}", *kept[1:]]
 
 
 def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

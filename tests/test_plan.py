@@ -222,6 +222,16 @@ def test_the_plan_of_an_sft_stage_says_where_activations_go(count, optimizer, to
     assert made.peak_gib is None if "do not fit" in told else made.peak_gib < 139
 
 
+def test_what_no_stream_hides_is_in_the_hours():
+    """On one GPU split masters leave so little that 15 GiB of each pass are computed again."""
+    tight = sft_estimate(optimizer={"states": "int8", "master": "split"}, pack_tokens=16384)
+    free = sft_estimate(optimizer={"states": "int8", "master": "stochastic"}, pack_tokens=16384)
+    delay = float(re.search(r"that adds ([\d.]+) s a pass", tight.note).group(1))
+    assert "that adds" not in free.note
+    packs = 5000 * 5734 / 16384
+    assert tight.seconds.mid - free.seconds.mid == pytest.approx(packs * delay, rel=0.1)
+
+
 def said(note, what):
     """The dollars that a note gives for a variant."""
     return float(re.search(rf"{re.escape(what)}: \$([\d.]+)", note).group(1))
@@ -289,6 +299,16 @@ def test_notes_are_as_wide_as_the_terminal_and_training_has_a_sum(monkeypatch, c
     assert max(map(len, notes)) <= columns
     assert sum(line.startswith(("v06: ", "v04: ")) for line in notes) == 2
     assert re.fullmatch(r"of it sft: 1\.\d h \[.*\], \$4\d \[.*\]", lines[-1]), lines[-1]
+
+
+@pytest.mark.parametrize("name", ["fathom-r1-14b", "sky-t1-32b"])
+def test_the_documents_quote_the_plan(monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    quoted = re.search(rf"`fathom plan recipes/{name}.yaml`.*?```\n(.*?)```", text, re.DOTALL).group(1).splitlines()
+    assert quoted[-1].startswith("of it sft:")
+    printed = plan_table(*recipe_forecast(name)).splitlines()
+    assert [line for line in quoted if line not in printed] == []
 
 
 OFFLINE = """
