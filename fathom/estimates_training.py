@@ -85,7 +85,7 @@ def _assumed(work: Workload, setting: Setting) -> str:
     return (
         f"assumed {work.passes} pass{'es' if work.passes > 1 else ''} over {work.rows.mid:,.0f} rows of {length.mid:,.0f} "
         f"[{length.low:,.0f} - {length.high:,.0f}] tokens, {speed:,.0f} tokens/s on each {setting.device} "
-        f"({reached:.2f} of its bf16 arithmetic, as measured with 14.8B on one H200)"
+        f"({reached:.2f} of its bf16 arithmetic, from the run of 14.8B on one H200)"
     )
 
 
