@@ -1,6 +1,7 @@
 """What each stage is expected to take: tokens, hours, peak memory and dollars, each with an interval.
 
-One function per op, `estimate(config, inputs, setting) -> Estimate`, named in the table of ops. They
+One function per op, `estimate(config, inputs, setting) -> Estimate`, named in the table of ops (those that
+train or merge models: `estimates_training.py`). They
 read configurations (and manifests of finished stages), never data or models, so planning a 14B
 recipe needs no network. Every assumption that isn't physics stands here with its reason.
 """
@@ -8,14 +9,13 @@ recipe needs no network. Every assumption that isn't physics stands here with it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fathom import physics
 from fathom.bands import Prior, expected_chains
 from fathom.config import load_object, stage_inputs
-from fathom.errors import InputError
 from fathom.ledger import dollars
 from fathom.physics import NONE, ModelShape, Range
 from fathom.prices import Prices, load_prices
@@ -24,10 +24,18 @@ from fathom.recipe.plan import Step
 from fathom.recipe.schema import Recipe
 from fathom.records import Usage
 from fathom.sources.corpora import CORPORA
-from fathom.train.memory import FLOPS, Room, plan_memory
 
 CORPUS_CHAINS = {"openr1-math-220k": 2}
 """Recorded chains per problem where there is more than one, from the data-set card."""
+
+ROW_TOKENS = {"openr1-math-220k": Range(4000, 5900, 8500), "Qwen/QwQ-32B-Preview": Range(4100, 4800, 5700)}
+"""Mean tokens of a training row, prompt included, by the corpus that brings the chain or the model that writes it.
+
+OpenR1: a correct chain of R1 has 16,254 characters (mean of 45,000; card of 96kevinli29/SFT-Math-45k), and Qwen's
+tokenizer makes a token of 2.8 characters of such text (median of 118 chains of Sky-T1's students that were cut at 32,768
+tokens). Low: easy problems, or the shortest of two chains. High: hard ones; the 14B base writes 10,878 on AIME25.
+QwQ: Sky-T1's released file has 268 MB in 16.4K rows (its listing on the hub), 16.3 kB a row, at 3.4 [2.9 - 4.0] bytes of JSON
+a token. NovaSky's own means for QwQ lie around it: 2,089 tokens on MATH500, 7,379 on AIME24, 3,255 - 10,450 on LiveCodeBench."""
 
 USABLE_SHARE = {"apps": Range(0.75, 0.9, 1.0), "taco": Range(0.8, 0.95, 1.0), "still-2": Range(0.3, 0.8, 1.0)}
 """Rows that have readable tests (APPS, TACO), or a boxed answer. Assumption."""
@@ -47,9 +55,6 @@ WINDOW_SHARE = Range(0.04, 0.12, 0.35)
 
 ACCEPTED_SHARE = Range(0.25, 0.45, 0.90)
 """The same without any window: problems with a correct chain. Sky-T1 was left with 17K of some 47K."""
-
-TRAINING_CHAIN = Range(0.20, 0.35, 0.60)
-"""Mean length of a training chain as a share of max_length. Correct R1 chains of OpenR1 are some 5-6K tokens of 16K."""
 
 CORPUS_CHAIN = Range(0.20, 0.40, 0.65)
 """Mean length of a sampled chain on corpus problems as a share of max_tokens. Assumption, below the next."""
@@ -96,35 +101,34 @@ TESTED_SHARE = Range(0.6, 0.85, 1.0)
 HUB_SECONDS = Range(120, 600, 2400)
 """Streaming one corpus from the hub. Assumption."""
 
-FREE_SHARE = 0.99
-"""Of a GPU's memory, what a program finds free. 139.8 of 141 GiB on an H200."""
-
-HOST_GIB = 96
-"""Host memory that a training process may pin for its GPU. Assumption: rented machines have 128 GiB or more for each."""
-
-COPY_BYTES_PER_SECOND = Range(2e8, 8e8, 2e9)
-"""Reading and writing safetensors on local disks. Assumption."""
-
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a recipe would run. model: shapes by the names of its models table."""
+    """Where a recipe would run. shapes, specs: what is known of its models table, by its names."""
 
     device: str
     count: int
     prices: Prices
     shapes: Mapping[str, ModelShape]
+    specs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> str:
         return physics.kind_of(self.device)
+
+    def usd(self, seconds: Range, api: Range | None = NONE) -> Range | None:
+        """Of the devices for so long and of paid calls beside; None when one of them has no price."""
+        price = self.prices.devices.get(self.device)
+        if price is None or api is None:
+            return None
+        return seconds * (price.usd_per_hour * self.count / 3600) + api
 
 
 @dataclass(frozen=True)
 class Estimate:
     """Of one stage. seconds: wall-clock. rows: problems or examples it hands on; chains: per problem.
 
-    api_usd: paid calls beside the devices' time; None when a model has no price. shape: of the model it writes.
+    row_tokens: of a training row made of one of its chains; None where nothing is known of them. api_usd: paid calls beside the devices' time; None when a model has no price. shape: of the model it writes.
     """
 
     seconds: Range
@@ -134,6 +138,7 @@ class Estimate:
     peak_gib: float | None = None
     api_usd: Range | None = NONE
     shape: ModelShape | None = None
+    row_tokens: Range | None = None
     note: str = ""
 
 
@@ -145,9 +150,10 @@ Inputs = Mapping[str, Estimate]
 
 
 def sources(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    rows, seconds, chains = NONE, LIGHT_SECONDS, 0
+    rows, seconds, chains, row_tokens = NONE, LIGHT_SECONDS, 0, None
     for source in config.sources:
         rows += _source_rows(source)
+        row_tokens = row_tokens or ROW_TOKENS.get(source.name)
         corpus = CORPORA.get(source.name)
         if corpus is not None:
             seconds += HUB_SECONDS if source.path is None else NONE
@@ -155,7 +161,7 @@ def sources(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         else:
             told = getattr(source, "chains", 0)
             chains = max(chains, told if isinstance(told, int) else 1)
-    return Estimate(seconds + rows.over(ROWS_PER_SECOND), rows, chains)
+    return Estimate(seconds + rows.over(ROWS_PER_SECOND), rows, chains, row_tokens=row_tokens)
 
 
 def _source_rows(source: Any) -> Range:
@@ -177,10 +183,15 @@ def _lines(path: Path) -> int:
     return max(1, sum(p.stat().st_size for p in ([path] if path.is_file() else path.rglob("*")) if p.is_file()) // 300)
 
 
+def _read_once(rows: Range) -> Range:
+    """Seconds of a stage that looks at each of some rows."""
+    return LIGHT_SECONDS + rows.over(ROWS_PER_SECOND)
+
+
 def _filter(share: Range) -> Callable[[Any, Inputs, Setting], Estimate]:
     def estimate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         before = inputs[config.problems]
-        return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), before.rows * share, before.chains)
+        return Estimate(_read_once(before.rows), before.rows * share, before.chains)
 
     return estimate
 
@@ -194,28 +205,32 @@ def select(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     share = WINDOW_SHARE if config.solve_rate or config.difficulty else ACCEPTED_SHARE
     kept = (before.rows * share).at_most(config.limit or float("inf"))
-    return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), kept, before.chains)
+    return Estimate(_read_once(before.rows), kept, before.chains, row_tokens=inputs[config.chains].row_tokens)
 
 
 def mix(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     parts = {name: inputs[stage].rows for name, stage in config.parts.items()}
     rows = sum((part.at_most(config.rows.get(name, float("inf"))) for name, part in parts.items()), NONE)
-    return Estimate(LIGHT_SECONDS + rows.over(ROWS_PER_SECOND), rows.at_most(config.limit or float("inf")), 1)
+    row_tokens = next((inputs[stage].row_tokens for stage in config.parts.values()), None)
+    return Estimate(_read_once(rows), rows.at_most(config.limit or float("inf")), 1, row_tokens=row_tokens)
 
 
 def export(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.rows]
-    return Estimate(LIGHT_SECONDS + before.rows.over(ROWS_PER_SECOND), before.rows, before.chains)
+    return Estimate(_read_once(before.rows), before.rows, before.chains, row_tokens=before.row_tokens)
 
 
 def tokenize(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.examples]
-    return Estimate(Range(2, 4, 10) + before.rows.over(ROWS_PER_SECOND), before.rows, before.chains)
+    seconds = Range(2, 4, 10) + before.rows.over(ROWS_PER_SECOND)
+    return Estimate(seconds, before.rows, before.chains, row_tokens=before.row_tokens)
 
 
 def grade(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    problems, chains = inputs[config.problems], inputs[config.chains].chains or 1
-    return Estimate(Range(0.5, 2, 5) + (problems.rows * chains).over(GRADED_PER_SECOND), problems.rows, chains)
+    problems, given = inputs[config.problems], inputs[config.chains]
+    chains = given.chains or 1
+    seconds = Range(0.5, 2, 5) + (problems.rows * chains).over(GRADED_PER_SECOND)
+    return Estimate(seconds, problems.rows, chains, row_tokens=given.row_tokens)
 
 
 def check_tests(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -238,15 +253,14 @@ def annotate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     answers = ANSWER_TOKENS.at_most(config.max_tokens)
     made = _generate(config, inputs, setting, before.rows, answers, config.max_tokens)
-    return Estimate(made.seconds, before.rows, before.chains, made.tokens, made.peak_gib, made.api_usd, note=made.note)
+    return replace(made, rows=before.rows, chains=before.chains)
 
 
 def rewrite(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    per_problem = inputs[config.chains].chains or 1
-    chain = CORPUS_CHAIN * config.max_tokens
-    chains = inputs[config.problems].rows * per_problem
-    made = _generate(config, inputs, setting, chains, chain, config.max_tokens, prompt=PROMPT_TOKENS + chain)
-    return replace(made, rows=inputs[config.problems].rows, chains=per_problem)
+    rows, given = inputs[config.problems].rows, inputs[config.chains]
+    per_problem, chain = given.chains or 1, CORPUS_CHAIN * config.max_tokens
+    made = _generate(config, inputs, setting, rows * per_problem, chain, config.max_tokens, PROMPT_TOKENS + chain)
+    return replace(made, rows=rows, chains=per_problem, row_tokens=given.row_tokens)
 
 
 def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -256,7 +270,8 @@ def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     if config.until:
         samples = Range(*sorted(expected_chains(config.until, config.samples, spread) for spread in SOLVE_RATES))
     made = _generate(config, inputs, setting, before.rows * samples, CORPUS_CHAIN * cap, cap)
-    return Estimate(made.seconds, before.rows, samples.mid, made.tokens, made.peak_gib, made.api_usd, note=made.note)
+    writer = setting.specs.get(config.model or "", "")
+    return replace(made, rows=before.rows, chains=samples.mid, row_tokens=ROW_TOKENS.get(writer))
 
 
 def evaluate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -302,7 +317,7 @@ def _generate(
         name, batch = config.engine.model, config.engine.batch
         costs = [
             setting.prices.tokens_usd(name, Usage(round(n * before), round(n * answer)), batch)
-            for n, before, answer in zip(_triple(chains), _triple(prompt), _triple(length.at_most(cap)), strict=True)
+            for n, before, answer in zip(astuple(chains), astuple(prompt), astuple(length.at_most(cap)), strict=True)
         ]
         api_usd = None if None in costs else Range(*costs)
         seconds = BATCH_SECONDS if batch else chains * CALL_SECONDS * (1 / config.engine.concurrency)
@@ -310,17 +325,13 @@ def _generate(
         return Estimate(
             seconds, tokens=tokens, api_usd=api_usd, note=f"{'batches' if batch else 'calls'} to {name}: {told}"
         )
-    shape = _shape(config.model, inputs, setting)
+    shape = shape_of(config.model, inputs, setting)
     if shape is None:
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
     context = length.mid / 2 + prompt.mid
     speed = physics.decoding_speed(shape, context, setting.device, setting.count, max(chains.mid, 1))
     peak = physics.decoding_memory(shape, context, setting.device, chains.mid)
     return Estimate(START_SECONDS[setting.kind] + (chains * length).over(speed), tokens=tokens, peak_gib=peak)
-
-
-def _triple(value: Range) -> tuple[float, float, float]:
-    return (value.low, value.mid, value.high)
 
 
 def _both(first: Estimate, second: Estimate) -> Estimate:
@@ -334,63 +345,8 @@ def _both(first: Estimate, second: Estimate) -> Estimate:
     )
 
 
-# ------------------------------------------------------------------------------ models
-
-
-def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    shape = _shape(config.model, inputs, setting)
-    length = TRAINING_CHAIN * config.max_length
-    passes = config.epochs * config.iterations
-    tokens = inputs[config.examples].rows * length * passes
-    if shape is None:
-        return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
-    seconds = START_SECONDS[setting.kind] + tokens.over(
-        physics.training_speed(shape, length.mid, setting.device, setting.count)
-    )
-    if setting.kind == "cpu":
-        peak = physics.cpu_training_memory(shape, max(config.pack_tokens, length.mid))
-        return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape)
-    peak, notes = _training_memory(config, shape, length, setting)
-    rows = (
-        f"assumed {passes} x rows of {length.mid:.0f} [{length.low:.0f} - {length.high:.0f}] tokens: "
-        f"1,000 more a row cost {100_000 / length.mid:+.0f}%, one pass more {100 / passes:+.0f}%"
-    )
-    return Estimate(seconds, tokens=tokens, peak_gib=peak, shape=shape, note="; ".join([rows, *notes]))
-
-
-def _training_memory(config: Any, shape: ModelShape, length: Range, setting: Setting) -> tuple[float | None, list[str]]:
-    """(peak GiB of each device, how activations are placed), or (None, why it can't be and what could)."""
-    sheet = physics.DEVICES[setting.device]
-    room = Room(
-        sheet.memory_gib * physics.GIB * FREE_SHARE,
-        HOST_GIB * physics.GIB,
-        FLOPS * sheet.tflops / physics.DEVICES["h200"].tflops,
-        sheet.link * 1e9,
-    )
-    pack = max(config.pack_tokens, config.max_length)
-    step_tokens = config.batch_tokens or config.batch_size * length.mid
-    packs = max(1, round(step_tokens / pack / setting.count))
-    width = 4 if config.precision == "float32" else 2
-    try:
-        plan = plan_memory(shape, pack, config.optimizer, room, setting.count, packs, width)
-    except InputError as refusal:
-        return None, [str(refusal)]
-    kept = plan.notes or ("all activations kept",)
-    return plan.peak_bytes / physics.GIB, [f"{config.optimizer}", *kept]
-
-
-def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
-    shape = _shape(config.models[0], inputs, setting)
-    if shape is None:
-        return Estimate(NONE, note="size of the models unknown before they are downloaded")
-    moved = Range.exactly(2.0 * shape.parameters * (len(config.models) + 1))
-    largest = min(5e9, 2.0 * shape.parameters)
-    return Estimate(
-        Range(1, 2, 5) + moved.over(COPY_BYTES_PER_SECOND), peak_gib=0.5 + 2 * largest / physics.GIB, shape=shape
-    )
-
-
-def _shape(name: str | None, inputs: Inputs, setting: Setting) -> ModelShape | None:
+def shape_of(name: str | None, inputs: Inputs, setting: Setting) -> ModelShape | None:
+    """Of the model that a configuration names: a stage's output or an entry of the models table."""
     if name is None:
         return None
     return inputs[name].shape if name in inputs else setting.shapes.get(name)
@@ -405,7 +361,8 @@ def forecast(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, Any]]
     if hardware.device not in physics.DEVICES:
         return {}
     prices = load_prices(Path(recipe.file.prices) if recipe.file.prices else None)
-    setting = Setting(hardware.device, hardware.count, prices, _shapes(recipe))
+    specs = {name: spec.partition("@")[0] for name, spec in recipe.file.models.items()}
+    setting = Setting(hardware.device, hardware.count, prices, _shapes(recipe), specs)
     estimates: dict[str, Estimate] = {}
     for step in steps:
         function = step.stage.op.estimate
@@ -427,10 +384,7 @@ def _shapes(recipe: Recipe) -> dict[str, ModelShape]:
 
 
 def _plain(estimate: Estimate, setting: Setting) -> dict[str, Any]:
-    price = setting.prices.devices.get(setting.device)
-    usd = None
-    if price is not None and estimate.api_usd is not None:
-        usd = estimate.seconds * (price.usd_per_hour * setting.count / 3600) + estimate.api_usd
+    usd = setting.usd(estimate.seconds, estimate.api_usd)
     sheet = physics.DEVICES[setting.device]
     note = estimate.note
     if sheet.memory_gib and estimate.peak_gib and estimate.peak_gib > sheet.memory_gib:

@@ -129,17 +129,19 @@ class Device:
     """memory_gib: None where the machine's own memory counts. tflops: dense bf16. bandwidth: GB/s. Vendor data sheets.
 
     link: GB/s to pinned host memory, each way: measured on an H200, and for the A100 what PCIe 4 gives.
+    float8: whether it multiplies eight-bit floats.
     """
 
     memory_gib: float | None
     tflops: float
     bandwidth: float
     link: float = 54
+    float8: bool = False
 
 
 DEVICES = {
-    "h100": Device(80, 989, 3350),
-    "h200": Device(141, 989, 4800),
+    "h100": Device(80, 989, 3350, float8=True),
+    "h200": Device(141, 989, 4800, float8=True),
     "a100": Device(80, 312, 2039, link=25),
     "cpu": Device(None, 0.3, 40),
     "laptop": Device(None, 0.3, 40),
@@ -147,13 +149,15 @@ DEVICES = {
 """cpu: two AVX-512 cores at about 150 GFLOP/s of float32 each; a roofline, not a measurement."""
 
 TRAINING_SHARE = {
-    "gpu": Range(0.35, 0.56, 0.60),
+    "gpu": Range(0.35, 0.56, 0.62),
+    "gpu, float8": Range(0.45, 0.71, 0.75),
     "cpu": Range(0.15, 0.35, 0.60),
 }
-"""Share of the roofline that training reaches. gpu: the fused step on one H200 was measured at 0.57 with one full row a step, 0.58
-with sixteen and 0.54 on packed rows of mixed lengths (14.8B, 16,384 tokens: benchmarks/results/sft_gpu.json, where TRL reaches 0.42,
-0.45 and 0.36); low: other shapes and several GPUs. cpu: Fathom with 2.4M parameters trained 3,400 tokens per CPU-second,
-which is 39%; smaller models reach less."""
+"""Share of the bf16 roofline that training reaches. gpu: the fused step with 14.8B parameters on one H200 was measured at 0.57 with
+one row of 16,384 tokens a step, 0.58 with sixteen and 0.54 on packed rows of mixed lengths (python benchmarks/sft_gpu.py ->
+benchmarks/results/sft_gpu.json, where TRL reaches 0.42, 0.45 and 0.36). Ends: other shapes, and several GPUs, not measured there.
+float8: 0.74 with one row; packed rows are taken to lose as much as in bf16. cpu: Fathom with 2.4M parameters trained
+3,400 tokens per CPU-second, which is 0.39; smaller models reach less."""
 
 DECODING_SHARE = {"gpu": Range(0.30, 0.50, 0.80), "cpu": Range(0.03, 0.08, 0.20)}
 """Share of the roofline that batched decoding reaches, ragged ends of batches included. gpu: an assumption. cpu: Fathom
@@ -167,10 +171,12 @@ def kind_of(device: str) -> str:
     return "cpu" if DEVICES[device].memory_gib is None else "gpu"
 
 
-def training_speed(shape: ModelShape, length: float, device: str, count: int) -> Range:
-    """Tokens per second of full training on `count` devices."""
+def training_speed(shape: ModelShape, length: float, device: str, count: int, float8: bool = False) -> Range:
+    """Tokens per second of full training on `count` devices, documents of that length packed together."""
     flops = DEVICES[device].tflops * 1e12 * count
-    return TRAINING_SHARE[kind_of(device)] * (flops / shape.training_flops(length))
+    kind = kind_of(device)
+    share = TRAINING_SHARE["gpu, float8" if float8 and kind == "gpu" else kind]
+    return share * (flops / shape.training_flops(length))
 
 
 def cpu_training_memory(shape: ModelShape, pack_tokens: float) -> float:

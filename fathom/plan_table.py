@@ -1,8 +1,10 @@
-"""The plan as text for a terminal: one line per stage, and the sum of what is still to run."""
+"""The plan as text for a terminal: one line per stage, what its figures assume below, and the sum of what is still to run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import Any
 
 from fathom.recipe.plan import Step
@@ -20,11 +22,26 @@ def plan_table(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Map
     ]
     hardware = recipe.file.hardware
     head = f"{recipe.file.recipe} (seed {recipe.file.seed}) on {hardware.count} x {hardware.device}"
-    return "\n".join([head, "", *lines, "", _total(recipe, steps, forecast)])
+    return "\n".join([head, "", *lines, "", *_notes(steps, forecast), _total(recipe, steps, forecast)])
+
+
+def _notes(steps: Sequence[Step], forecast: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What stands behind the figures of the stages to run, as wide as the terminal, with an empty line after each."""
+    told = {
+        step.stage.name: forecast[step.stage.name]["note"]
+        for step in steps
+        if step.state != "cached" and forecast.get(step.stage.name, {}).get("note")
+    }
+    width = max(60, get_terminal_size((120, 24)).columns)
+    lines = []
+    for name, note in told.items():
+        for number, part in enumerate(note.split("; ")):
+            start = "  " if number else f"{name}: "
+            lines += wrap(part, width, initial_indent=start, subsequent_indent="    ", break_on_hyphens=False)
+    return [*lines, ""] if lines else []
 
 
 def _row(step: Step, expected: Mapping[str, Any] | None) -> tuple[str, ...]:
-    notes = [step.reason, (expected or {}).get("note", "")]
     if step.state == "cached" or expected is None:
         numbers = ("", "", "", "")
     else:
@@ -35,7 +52,7 @@ def _row(step: Step, expected: Mapping[str, Any] | None) -> tuple[str, ...]:
             "" if expected["peak_gib"] is None else f"{expected['peak_gib']:.4g}",
             "unpriced" if usd is None else _range(usd, _dollars),
         )
-    return (step.stage.name, step.stage.op_name, step.state, *numbers, "; ".join(n for n in notes if n))
+    return (step.stage.name, step.stage.op_name, step.state, *numbers, step.reason)
 
 
 def _total(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Mapping[str, Any]]) -> str:
@@ -54,7 +71,16 @@ def _total(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Mapping
     if budget is not None:
         fits = "within" if usd[2] <= budget else "may exceed" if usd[0] <= budget else "exceeds"
         text += f"; {fits} the budget of ${budget:.2f}"
-    return text
+    return "\n".join([text, *_training(todo, forecast)])
+
+
+def _training(todo: Sequence[Step], forecast: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What published bills are about: the sum of the SFT alone, where it is not all."""
+    trained = [forecast[s.stage.name] for s in todo if s.stage.op_name == "sft" and s.stage.name in forecast]
+    if not trained or len(trained) == len(todo) or any(e["usd"] is None for e in trained):
+        return []
+    hours, usd = ([sum(e[unit][i] for e in trained) for i in range(3)] for unit in ("hours", "usd"))
+    return [f"of it sft: {_range(hours, _time)}, {_range(usd, _dollars)}"]
 
 
 def _range(values: Sequence[float] | None, show: Callable[[float], str]) -> str:

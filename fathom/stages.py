@@ -9,14 +9,21 @@ _ENGINE = (*_TRANSFORMERS, "fathom.engines.hf")
 _TRAINING = (*_TRANSFORMERS, "fathom.train.sft")
 
 
-def _op(target: str, config: str, version: int = 1, preload: tuple[str, ...] = (), **more: bool) -> Op:
+def _op(
+    target: str,
+    config: str,
+    version: int = 1,
+    preload: tuple[str, ...] = (),
+    estimates: str = "fathom.estimates",
+    **more: bool,
+) -> Op:
     module, _, function = target.partition(":")
     return Op(
         target=target,
         config=config if ":" in config else f"{module}:{config}",
         version=version,
         preload=preload,
-        estimate=f"fathom.estimates:{function.removeprefix('run_')}",
+        estimate=f"{estimates}:{function.removeprefix('run_')}",
         **more,
     )
 
@@ -38,8 +45,19 @@ OPS: dict[str, Op] = {
     "tokenize": _op(
         "fathom.curate.tokenize:run_tokenize", "fathom.curate.tokenize_config:TokenizeConfig", preload=_TRANSFORMERS
     ),
-    "sft": _op("fathom.train.sft:run_sft", "fathom.train.config:SftConfig", preload=_TRAINING, one_per_device=True),
-    "merge": _op("fathom.merge:run_merge", "fathom.merge_config:MergeConfig", preload=_TRANSFORMERS),
+    "sft": _op(
+        "fathom.train.sft:run_sft",
+        "fathom.train.config:SftConfig",
+        preload=_TRAINING,
+        estimates="fathom.estimates_training",
+        one_per_device=True,
+    ),
+    "merge": _op(
+        "fathom.merge:run_merge",
+        "fathom.merge_config:MergeConfig",
+        preload=_TRANSFORMERS,
+        estimates="fathom.estimates_training",
+    ),
     "evaluate": _op("fathom.evaluate.run:run_evaluate", "EvaluateConfig", preload=_ENGINE),
 }
 """Op name -> where it lives. Raise `version` when the meaning of an op's output changes."""

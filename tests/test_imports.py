@@ -27,6 +27,7 @@ LEVELS: list[set[str]] = [
     {"train", "evaluate", "serve", "report", "merge"},
     {"recipe"},
     {"stages", "estimates", "plan_table"},
+    {"estimates_training"},
     {"commands", "doctor"},
     {"cli"},
     {"__main__"},
