@@ -93,14 +93,15 @@ def _cpu() -> str:
 
 def results_section() -> str:
     """A table per recorded recipe and setting, with the command and the cost."""
-    recorded = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    return "\n\n".join(
-        block for content in recorded if content.get("runs", [{}])[0].get("rows") for block in _recorded(content)
-    )
+    contents = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    recorded = [content for content in contents if content.get("runs", [{}])[0].get("rows")]
+    recorded.sort(key=lambda content: content["runs"][0]["recipe"])
+    return "\n\n".join(block for content in recorded for block in _recorded(content))
 
 
 def _recorded(content: dict[str, Any]) -> Iterator[str]:
     runs = content["runs"]
+    yield f"### {runs[0]['recipe']}"
     for setting in facts.by_setting(runs[0]["rows"]):
         yield f"**{setting.benchmark}**: {words.setting(setting)}."
         header = ["model", "pass@1", *(f"minus base, seed {run['seed']}" for run in runs)]
