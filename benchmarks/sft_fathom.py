@@ -96,10 +96,13 @@ class Side:
         raise MemoryError(f"{workload.name}: three plans ran out of memory")
 
     def warm_up(self, packs: list[Pack]) -> None:
-        """Compiles kernels, measures choices and pins host memory, once for every plan; the model stays as it is."""
+        """Compiles all kernels, measures choices and pins host memory; weights stay as they are, moments start anew."""
         for some in packs:
             self.step.accumulate(some, torch.zeros_like(some.weights_N))
+        self.optimizer.clip(CLIP)
+        self.optimizer.step(0.0)
         self.optimizer.drop_gradients()
+        self.optimizer.forget_moments()
 
     def forget_pass(self) -> None:
         self.optimizer.drop_gradients()

@@ -12,6 +12,7 @@ TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
 SPEED = json.loads((ROOT / "benchmarks/results/sft_gpu.json").read_bytes())
 LEARNING = json.loads((ROOT / "benchmarks/results/equal_learning.json").read_bytes())
+LARGE = json.loads((ROOT / "benchmarks/results/sft_gpu_32b.json").read_bytes())
 WORKLOADS = {"one full": "one", "sixteen full": "sixteen", "sixteen of mixed lengths": "mix"}
 
 
@@ -38,6 +39,23 @@ def test_peaks_and_their_plans(label, name):
     peaks = [f"{found['plan_peak_gib']:.1f} GiB", f"{found['peak_allocated_gib']:.1f} GiB"]
     assert row(label, 4)[1:] == ["; ".join(found["plan"]), *peaks]
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
+
+
+def test_the_large_model_on_two_gpus():
+    found = LARGE["fathom"]["one"]
+    rate = f"{found['useful_tokens_per_s_and_gpu']:,.0f}"
+    peaks = [f"{found[key]:.1f} GiB" for key in ("plan_peak_gib", "peak_allocated_gib")]
+    assert row("32.8B", 6)[1:] == ["2", rate, f"{found['mfu']:.3f}", *peaks]
+    assert found["useful_tokens_per_s_and_gpu"] >= 2300
+    assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
+
+
+def test_what_was_not_reached_is_told():
+    told = TEXT.partition("## Not reached")[2]
+    for name, aim in (("fathom sixteen", 1.3), ("fathom mix", 1.8), ("float8 one", 1.9)):
+        assert SPEED["ratios"][name] < aim and f"{SPEED['ratios'][name]:.3f}" in told
+    pairs = zip(SPEED["float8"]["one"]["losses"], SPEED["fathom"]["one"]["losses"], strict=True)
+    assert f"{max(abs(ours - other) for ours, other in pairs):.2f} nats" in told
 
 
 @pytest.mark.parametrize("storage", LEARNING["comparison"])
