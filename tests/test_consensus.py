@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections import Counter
 from itertools import permutations
@@ -271,6 +272,48 @@ def test_solve_answers_a_file_and_a_question(tmp_path):
     told = command("solve", "What is 4 + 4?", *sizes, "--set", "seed=1", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "chains agree" in told.stdout
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("consensus")
+
+
+def test_the_stored_figures_are_exact_and_inside_the_bound():
+    told = json.loads((BENCHMARKS / "results" / "consensus.json").read_text())
+    assert told["simulated, 10,000 problems"]["problems"] == 10_000
+    assert sum(case["problems"] for name, case in told.items() if name.startswith("recorded, ")) >= 1000
+    for name, case in told.items():
+        for mode in case["modes"]:
+            noise = 3 * (mode["bound"] / case["problems"]) ** 0.5
+            assert mode["missed"] <= mode["bound"] + noise, name
+            assert mode["error"] or (mode["equal"], mode["missed"]) == (1, 0), name
+            assert mode["error"] or mode["credit"]["stopped"] == mode["credit"]["whole"], name
+    assert told["recorded, merged-100x64"]["modes"][0]["tokens_saved"] >= 0.3
+
+
+def test_a_part_of_the_benchmark_comes_out_again(benchmark):
+    corpus = benchmark.simulated(np.random.default_rng(1), problems=200)
+    exact, fast = (benchmark.measure(corpus, error) for error in (0.0, 0.05))
+    assert (exact["equal"], exact["missed"]) == (1, 0)
+    assert exact["credit"]["stopped"] == exact["credit"]["whole"]
+    assert 0 < exact["tokens_saved"] < fast["tokens_saved"]
+    assert fast["missed"] <= fast["bound"] + 0.01
+
+
+def test_the_table_of_the_document_is_the_stored_one():
+    told = json.loads((BENCHMARKS / "results" / "consensus.json").read_text())
+    text = (BENCHMARKS.parent / "docs" / "solving.md").read_text(encoding="utf-8")
+    for name, case in told.items():
+        exact, one, five = case["modes"]
+        shares = [f"{mode['tokens_saved']:.1%}" for mode in (exact, one, five)]
+        missed = [f"{mode['missed']:.2%}" for mode in (one, five)]
+        row = f"| {name} | {case['problems']:,} | {case['samples']} | {' | '.join([*shares, *missed])} |"
+        assert row in text, row
 
 
 def test_without_a_budget_chains_fit_into_the_models_positions():
