@@ -9,10 +9,11 @@ finished fathom-r1-tiny.yaml in place of the embedded one,
         --set 'benchmarks=[{name: fresh, generated: {split: eval, count: 100}}]'
     python benchmarks/consensus.py base-100x64=runs/vote/artifacts/eval base-500x16=runs/proof-0/artifacts/eval_base
 
-(`make proof` writes runs/proof-0: 500 problems, 16 chains each.) An engine hands the recorded chains out again, as
-`fathom solve` draws them; k is what every problem has. Before that, 10,000 simulated problems with 64 chains each: answer shares from a Dirichlet distribution
-between unanimous and even, one answer in eight of another form, up to half of the chains silent; and, for fast
-mode, votes at the edge: two answers at 32 to 31, three at 22 to 21 to 21, and one answer against many.
+(`make proof` writes runs/proof-0: 500 problems, 16 chains each; those at temperature 0.6 are taken.) An engine hands
+the recorded chains out again, as `fathom solve` draws them; k is what every problem has. Before that, 10,000
+simulated problems with 64 chains each: answer shares from a Dirichlet distribution between unanimous and even, one
+answer in eight of another form, up to half of the chains silent; and, for fast mode, votes at the edge: two
+answers at 32 to 31, three at 22 to 21 to 21, and one answer against many.
 
 - equal: share of problems whose winners (all of a tie) are those of the whole vote; exact mode must have 1.
 - missed: share whose answer is not among the whole vote's winners; fast mode promises at most `bound`.
@@ -45,6 +46,8 @@ from fathom.votes import Ballot
 RESULTS = Path(__file__).parent / "results" / "consensus.json"
 SAMPLES, SIMULATED, AT_THE_EDGE = 64, 10_000, 4_000
 ERRORS = (0.0, 0.01, 0.05)
+TEMPERATURE = 0.6
+"""Of the recorded chains that count; an evaluation may hold several."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +113,11 @@ def edge(random: np.random.Generator, *votes: int) -> Corpus:
 
 
 def recorded(folder: Path) -> Corpus:
-    """The chains of an evaluation, those that the evaluation's cons@k counts."""
+    """The chains of an evaluation at temperature 0.6, as they stand in its file: by problem and index."""
     chains: dict[str, list[Completion]] = {}
     for r in read_jsonl(folder / "rollouts.jsonl", Rollout):
+        if r.sampling is None or r.sampling.temperature != TEMPERATURE:
+            continue
         chains.setdefault(r.problem_id, []).append(Completion(r.problem_id, r.index, r.text, r.tokens, r.finish))
     return Corpus([p for p in read_problems(folder / "problems.jsonl") if p.id in chains], chains)
 
