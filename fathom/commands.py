@@ -221,9 +221,10 @@ def solve(
             for result in consensus.solve(problems, engine, draws, config.samples, config.error, **asked):
                 done.append(result)
                 if as_json:
-                    print(json.dumps(solving.to_json(result), ensure_ascii=False, indent=None if several else 1))
+                    text = json.dumps(solving.to_json(result), ensure_ascii=False, indent=None if several else 1)
                 else:
-                    print(solving.describe_row(result) if several else solving.describe(result), flush=True)
+                    text = solving.describe_row(result) if several else solving.describe(result)
+                print(text, flush=True)
         except KeyboardInterrupt:
             raise WorkError(f"interrupted; {len(done)} of {len(problems)} questions are answered") from None
     if several and not as_json:
