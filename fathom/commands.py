@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from fathom.config import input_kind, load_object, map_values, validate
+from fathom.config import input_kind, load_object, map_values
 from fathom.document import Document, apply_set, load_document
 from fathom.errors import FathomError, InputError, WorkError
 from fathom.recipe.plan import make_plan
@@ -206,12 +206,7 @@ def solve(
 
     problems = solving.read_questions(question)
     directory = locate(model, "solve")
-    sampling = {"max_tokens": max_tokens or solving.default_max_tokens(directory)}
-    engine = {"kind": "transformers"}
-    document = Document("fathom solve", {"samples": samples, "sampling": sampling, "engine": engine})
-    for assignment in sets:
-        apply_set(document, assignment)
-    config = validate(solving.SolveConfig, document.values, document.where)
+    config = solving.configure(directory, samples, max_tokens, sets)
     several = question.endswith(solving.FILES)
     done = []
     with closing(open_engine(config.engine, directory)) as engine, _chain_bar(len(problems) * config.samples) as told:

@@ -5,13 +5,14 @@ The voting is `consensus.py`; where a model lies and how one is opened are the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from fathom.config import StageConfig
+from fathom.config import StageConfig, validate
+from fathom.document import Document, apply_set
 from fathom.engines import TransformersConfig, VllmConfig
 from fathom.errors import InputError
 from fathom.prompts import Prompt
@@ -33,6 +34,19 @@ class SolveConfig(StageConfig):
     engine: TransformersConfig | VllmConfig = Field(TransformersConfig(), discriminator="kind")
     prompt: Prompt | None = None
     system: str | None = None
+
+
+def configure(model: Path, samples: int, max_tokens: int | None, sets: Sequence[str]) -> SolveConfig:
+    """The configuration that flags and `--set` ask for. Raises InputError for an unknown key or a wrong value."""
+    flags = {
+        "samples": samples,
+        "sampling": {"max_tokens": max_tokens or default_max_tokens(model)},
+        "engine": {"kind": "transformers"},
+    }
+    document = Document("fathom solve", flags)
+    for assignment in sets:
+        apply_set(document, assignment)
+    return validate(SolveConfig, document.values, document.where)
 
 
 def read_questions(given: str) -> list[Problem]:
