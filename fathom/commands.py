@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fathom.config import input_kind, load_object, map_values
 from fathom.document import Document, apply_set, load_document
-from fathom.errors import FathomError, InputError
+from fathom.errors import FathomError, InputError, WorkError
 from fathom.recipe.plan import make_plan
 from fathom.recipe.progress import PlainListener, listener
 from fathom.recipe.run import Outcome, plan_json, run_recipe
@@ -194,6 +194,50 @@ def _run(
             if (run_dir / "recipe.yaml").is_file() and any((run_dir / "artifacts").glob("[!.]*")):
                 told.note(f"what is finished stays in {run_dir}; `fathom report {run_dir}` shows it")
             raise
+
+
+def solve(
+    question: str, model: str, samples: int, max_tokens: int | None, sets: Sequence[str], as_json: bool = False
+) -> None:
+    """`fathom solve`: the consensus of each question, printed as soon as it is settled."""
+    from fathom.engines import open_engine
+    from fathom.recipe.models import locate
+    from fathom.serve import consensus, solving
+
+    problems = solving.read_questions(question)
+    directory = locate(model, "solve")
+    config = solving.configure(directory, samples, max_tokens, sets)
+    several = question.endswith(solving.FILES)
+    done = []
+    with closing(open_engine(config.engine, directory)) as engine, _chain_bar(len(problems) * config.samples) as told:
+        draws = config.sampling.sampling(config.seed)
+        asked = {"prompt": config.prompt, "system": config.system, "told": told}
+        try:
+            for result in consensus.solve(problems, engine, draws, config.samples, config.error, **asked):
+                done.append(result)
+                if as_json:
+                    text = json.dumps(solving.to_json(result), ensure_ascii=False, indent=None if several else 1)
+                else:
+                    text = solving.describe_row(result) if several else solving.describe(result)
+                print(text, flush=True)
+        except KeyboardInterrupt:
+            raise WorkError(f"interrupted; {len(done)} of {len(problems)} questions are answered") from None
+    if several and not as_json:
+        print(solving.describe_total(done))
+
+
+@contextmanager
+def _chain_bar(most: int) -> Iterator[Callable[[int], None]]:
+    """A bar of drawn chains on stderr while a person watches it; what is printed meanwhile goes above it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    watched = console.is_terminal
+    above = {"redirect_stdout": watched and sys.stdout.isatty(), "redirect_stderr": False}
+    with Progress(console=console, disable=not watched, transient=True, **above) as bar:
+        task = bar.add_task("chains, at most", total=most)
+        yield lambda chains: bar.update(task, completed=chains)
 
 
 def report(run_dir: Path) -> None:

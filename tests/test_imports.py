@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fathom"
 LEVELS: list[set[str]] = [
     {"errors"},
     {"records"},
-    {"config", "bill", "physics", "boxed"},
+    {"config", "bill", "physics", "boxed", "votes"},
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts", "calls"},
     {"ledger", "fanout"},

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from fathom.evaluate.metrics import (
-    NO_VOTE,
-    cluster_votes,
     consensus,
     consensus_at_k,
     majority_credit,
@@ -19,6 +17,7 @@ from fathom.evaluate.metrics import (
     token_summary,
     truncation_rate,
 )
+from fathom.votes import NO_VOTE, cluster_votes
 
 
 def test_pass_at_1_is_the_mean_of_problem_means():

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils.logging import disable_progress_bar
 
 from fathom.engines import Completion, Request, TransformersConfig, chain_seed, engine_name
 from fathom.engines.text import ModelText
@@ -127,6 +128,7 @@ def attend(
 
 
 AttentionInterface.register(ATTENTION, attend)
+disable_progress_bar()  # of the weights, which are read in a moment
 
 
 def uniforms(streams: Tensor, positions: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fathom.evaluate import intervals, metrics
 from fathom.evaluate.scores import Scores
+from fathom.votes import NO_VOTE
 
 SHARES = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Of the sampled budget, where none are given: of 16K tokens 1K, 2K, 4K, 6K, 8K, 12K, 16K."""
@@ -27,7 +28,7 @@ def at_budget(scores: Scores, budget: int) -> Scores:
         scores,
         setting=scores.setting._replace(max_tokens=budget),
         correct=tuple(correct & ~cut for correct, cut in zip(scores.correct, over, strict=True)),
-        votes=tuple(np.where(cut, metrics.NO_VOTE, votes) for votes, cut in zip(scores.votes, over, strict=True)),
+        votes=tuple(np.where(cut, NO_VOTE, votes) for votes, cut in zip(scores.votes, over, strict=True)),
         tokens=tuple(np.minimum(tokens, budget) for tokens in scores.tokens),
         truncated=tuple(over),
     )

@@ -7,13 +7,12 @@ Intervals are in `intervals.py`. Nothing here reads a file, knows a grader or dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-NO_VOTE = -1
-"""Label of a sample that announces no answer (truncated, or nothing to extract): it does not vote."""
+from fathom.votes import NO_VOTE
 
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 
@@ -46,38 +45,10 @@ def pass_at_k(samples: np.ndarray, correct: np.ndarray, k: int) -> np.ndarray:
     return 1.0 - factors.prod(axis=1)
 
 
-def cluster_votes(answers: Sequence[str | None], equivalent: Callable[[str, str], bool] | None = None) -> np.ndarray:
-    """Label the answers of one problem so that equal labels are one vote; shape (samples,), int.
-
-    None and empty answers get `NO_VOTE`. Equal strings share a cluster; with `equivalent` (exact
-    and symmetric, such as `graders.equivalent`) so do strings that mean the same: each new string
-    joins the first cluster whose first member it equals. Without it, strings are the canonical form.
-    """
-    label_of: dict[str, int] = {}
-    founders: list[str] = []
-    labels = np.full(len(answers), NO_VOTE)
-    for i, answer in enumerate(answers):
-        if answer is None or not answer.strip():
-            continue
-        if answer not in label_of:
-            label_of[answer] = _join(answer, founders, equivalent)
-        labels[i] = label_of[answer]
-    return labels
-
-
-def _join(answer: str, founders: list[str], equivalent: Callable[[str, str], bool] | None) -> int:
-    if equivalent is not None:
-        for label, founder in enumerate(founders):
-            if equivalent(founder, answer):
-                return label
-    founders.append(answer)
-    return len(founders) - 1
-
-
 def majority_credit(votes: np.ndarray, correct: np.ndarray) -> float:
     """Credit of the majority vote of one problem, in [0, 1].
 
-    votes: labels from `cluster_votes`; correct: the verdict of each sample. Ties share the credit:
+    votes: labels from `votes.cluster_votes`; correct: the verdict of each sample. Ties share the credit:
     the value is the share of tied clusters that are right, which is the expected value of a random
     tie-break and does not depend on the order of samples. A cluster whose members have different
     verdicts counts with their mean. No votes at all: 0.

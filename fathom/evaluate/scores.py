@@ -6,7 +6,7 @@ to fill the row of `results.json`, whose keys are promised in docs/.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,8 +17,7 @@ from fathom import graders
 from fathom.errors import InputError
 from fathom.evaluate import intervals, metrics
 from fathom.records import Rollout, Sampling
-
-Equivalent = Callable[[str, str], bool]
+from fathom.votes import Equivalent, cluster_votes
 
 
 @cache
@@ -44,7 +43,7 @@ class Setting(NamedTuple):
 class Scores:
     """One model on one benchmark under one sampling; the tuples run over problems, their arrays over samples.
 
-    correct: bool. votes: cluster labels (`metrics.cluster_votes`). tokens: completion lengths.
+    correct: bool. votes: cluster labels (`votes.cluster_votes`). tokens: completion lengths.
     truncated: bool. unusable: ids of problems whose gold the grader can't read; they are left out.
     """
 
@@ -156,7 +155,7 @@ def _scores(
 def _votes(chains: Sequence[Rollout], equivalent: Equivalent | None) -> np.ndarray:
     """Only mathematical answers have equivalent forms; letters and programs vote as they are written."""
     mathematical = all(chain.verdict.grader.startswith("math") for chain in chains)
-    return metrics.cluster_votes([chain.verdict.answer for chain in chains], equivalent if mathematical else None)
+    return cluster_votes([chain.verdict.answer for chain in chains], equivalent if mathematical else None)
 
 
 def result_row(scores: Scores, base: Scores | None = None) -> dict[str, Any]:
