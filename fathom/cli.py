@@ -165,6 +165,17 @@ def sft(out: NewRunDir, config: StageFile = None, sets: Sets = []) -> None:  # n
 
 
 @app.command()
+def grpo(out: NewRunDir, config: StageFile = None, sets: Sets = []) -> None:  # noqa: B006
+    """Train a model by reinforcement on problems with answers; the model is OUT/model.
+
+    Example: fathom grpo rs.yaml --set problems=runs/r1/artifacts/hard_problems --out runs/rs
+    """
+    from fathom import commands
+
+    commands.by_hand("grpo", config, out, sets)
+
+
+@app.command()
 def merge(
     models: Annotated[list[str], typer.Argument(help="Two or more model directories or hub names.")],
     out: NewRunDir,

@@ -252,14 +252,14 @@ def given(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
 def annotate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     before = inputs[config.problems]
     answers = ANSWER_TOKENS.at_most(config.max_tokens)
-    made = _generate(config, inputs, setting, before.rows, answers, config.max_tokens)
+    made = generate(config, inputs, setting, before.rows, answers, config.max_tokens)
     return replace(made, rows=before.rows, chains=before.chains)
 
 
 def rewrite(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     rows, given = inputs[config.problems].rows, inputs[config.chains]
     per_problem, chain = given.chains or 1, CORPUS_CHAIN * config.max_tokens
-    made = _generate(config, inputs, setting, rows * per_problem, chain, config.max_tokens, PROMPT_TOKENS + chain)
+    made = generate(config, inputs, setting, rows * per_problem, chain, config.max_tokens, PROMPT_TOKENS + chain)
     return replace(made, rows=rows, chains=per_problem, row_tokens=given.row_tokens)
 
 
@@ -269,7 +269,7 @@ def rollout(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     samples = Range.exactly(config.samples)
     if config.until:
         samples = Range(*sorted(expected_chains(config.until, config.samples, spread) for spread in SOLVE_RATES))
-    made = _generate(config, inputs, setting, before.rows * samples, CORPUS_CHAIN * cap, cap)
+    made = generate(config, inputs, setting, before.rows * samples, CORPUS_CHAIN * cap, cap)
     writer = setting.specs.get(config.model or "", "")
     return replace(made, rows=before.rows, chains=samples.mid, row_tokens=ROW_TOKENS.get(writer))
 
@@ -279,7 +279,7 @@ def evaluate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     total: Estimate | None = None
     for sampling in config.samplings:
         chains = Range.exactly(problems * (config.samples if sampling.temperature else 1))
-        made = _generate(config, inputs, setting, chains, BENCHMARK_CHAIN * sampling.max_tokens, sampling.max_tokens)
+        made = generate(config, inputs, setting, chains, BENCHMARK_CHAIN * sampling.max_tokens, sampling.max_tokens)
         total = made if total is None else _both(total, made)
     return total
 
@@ -297,7 +297,7 @@ def _benchmark_rows(benchmark: Any) -> int:
     return min(rows, benchmark.limit or rows)
 
 
-def _generate(
+def generate(
     config: Any,
     inputs: Inputs,
     setting: Setting,

@@ -1,6 +1,6 @@
 """What training and merging are expected to take: hours and dollars from the measured speed, memory from the planner.
 
-The `sft` and `merge` functions of the table of ops, beside `estimates.py`. Hours follow from tokens, and
+The `sft`, `grpo` and `merge` functions of the table of ops, beside `estimates.py`. Hours follow from tokens, and
 tokens from rows, their length and the passes over them: the note of a stage says which were assumed and
 what others would cost. Nothing is measured here; the speed's source is `physics.TRAINING_SHARE`.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from fathom import physics
 from fathom.errors import InputError
-from fathom.estimates import START_SECONDS, Estimate, Inputs, Setting, shape_of
+from fathom.estimates import CORPUS_CHAIN, PROMPT_TOKENS, START_SECONDS, Estimate, Inputs, Setting, generate, shape_of
 from fathom.physics import NONE, ModelShape, Range
 from fathom.train.memory import FLOPS, Room, plan_memory
 
@@ -22,6 +22,9 @@ ROW_SHARE = Range(0.20, 0.35, 0.60)
 
 LONGER = 1.5
 """How much longer rows are in the note's first variant."""
+
+REFILLED = 0.4
+"""Groups without signal of those that GRPO draws, in each round. Assumption."""
 
 FREE_SHARE = 0.99
 """Of a GPU's memory, what a program finds free. 139.8 of 141 GiB on an H200."""
@@ -131,6 +134,27 @@ def _placement(
         return None, 0, [str(refusal)]
     kept = plan.notes or ("all activations kept",)
     return plan.peak_bytes / physics.GIB, plan.seconds / pack, [f"{config.optimizer}: {kept[0]}", *kept[1:]]
+
+
+def grpo(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
+    """Every batch draws, grades and trains in turn; a chain is trained on once, if its group has signal."""
+    trained = Range.exactly(config.batches * config.groups * config.samples)
+    measured = -(-config.batches // config.watchdogs.held_out_every)
+    held_out = Range.exactly(measured * config.watchdogs.held_out * config.watchdogs.held_out_samples)
+    drawn = trained * Range(1, 1 + REFILLED * config.refills, 1 + config.refills) + held_out
+    length = CORPUS_CHAIN * config.max_tokens
+    made = generate(config, inputs, setting, drawn, length, config.max_tokens)
+    shape = shape_of(config.model, inputs, setting)
+    if shape is None:
+        return made
+    rows = length + PROMPT_TOKENS
+    speed = physics.training_speed(shape, rows.mid, setting.device, setting.count)
+    updates = (trained * rows * (4 / 3)).over(speed)  # a third more: the forward pass for the old log-probabilities
+    if setting.kind != "cpu":
+        note = "memory of the update beside the engine is not planned"
+        return Estimate(made.seconds + updates, tokens=drawn * rows, shape=shape, note=note)
+    peak = (made.peak_gib or 0) + physics.cpu_training_memory(shape, max(config.pack_tokens, rows.mid))
+    return Estimate(made.seconds + updates, tokens=drawn * rows, peak_gib=peak, shape=shape)
 
 
 def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:

@@ -50,6 +50,7 @@ def roll_out(
     allow_fewer: bool = False,
     until: Until | None = None,
     crew: Crew | None = None,
+    keep_tokens: bool = False,
 ) -> list[Rollout]:
     """Sample `samples` chains of every problem and grade each as (problem, text, truncated).
 
@@ -59,7 +60,8 @@ def roll_out(
     `until` draws in waves and leaves a problem alone, before it has `samples` chains, once enough
     bands are certain; the chains that are drawn are the same ones as without it.
     crew: who works on the chunks (default: this process); what it sends to others must pickle, as an
-    `engines.replicas.Replica` does. Raises WorkError when the engine skips, repeats or invents a chain.
+    `engines.replicas.Replica` does. keep_tokens: leave `token_ids` and `logprobs`, as the engine
+    drew them, in the rollouts' `meta`. Raises WorkError when the engine skips, repeats or invents a chain.
     """
     by_id = {p.id: p for p in problems}
     messages = {p.id: ask(p, prompt, system) for p in problems}
@@ -74,8 +76,14 @@ def roll_out(
         requests = [Request(key, messages[key], min(more, samples - first), first) for key, first in going.items()]
         asked = [by_id[r.key] for r in requests]
         name = digest(engine.name, to_json(sampling), samples, size, *map(to_json, asked), *requests)
-
-        work = partial(_work_chunk, engine=engine, sampling=sampling, grade=grade, allow_fewer=allow_fewer)
+        work = partial(
+            _work_chunk,
+            engine=engine,
+            sampling=sampling,
+            grade=grade,
+            allow_fewer=allow_fewer,
+            keep_tokens=keep_tokens,
+        )
         pairs = list(zip(asked, requests, strict=True))
         folder = meter.scratch / f"rollouts-{name}"
         return run_chunks(pairs, size, folder, work, Rollout, meter, "problems", crew=crew, bill=bill)
@@ -110,6 +118,7 @@ def _work_chunk(
     sampling: Sampling,
     grade: Grade | None,
     allow_fewer: bool,
+    keep_tokens: bool,
 ) -> list[Rollout]:
     """One chunk, sorted. Grading runs in a thread of its own, behind the generation of later chains."""
     by_id = {problem.id: problem for problem, _ in pairs}
@@ -125,12 +134,19 @@ def _work_chunk(
             truncated = completion.finish == "length"
             verdict = grading.submit(grade, problem, completion.text, truncated) if grade else None
             pending.append((completion, verdict))
-        done = [_rollout(c, engine.name, sampling, prompts[c.key], v.result() if v else None) for c, v in pending]
+        done = [
+            _rollout(c, engine.name, sampling, prompts[c.key], v.result() if v else None, keep_tokens)
+            for c, v in pending
+        ]
     _check_complete(done, requests, engine.name, allow_fewer)
     return sorted(done, key=lambda r: (order[r.problem_id], r.index))
 
 
-def _rollout(completion: Completion, model: str, sampling: Sampling, prompt: str, verdict: Verdict | None) -> Rollout:
+def _rollout(
+    completion: Completion, model: str, sampling: Sampling, prompt: str, verdict: Verdict | None, keep_tokens: bool
+) -> Rollout:
+    paid = {} if completion.usd is None else {"usd": completion.usd}
+    drawn = {"token_ids": list(completion.token_ids), "logprobs": list(completion.logprobs)} if keep_tokens else {}
     return Rollout(
         problem_id=completion.key,
         index=completion.index,
@@ -141,7 +157,7 @@ def _rollout(completion: Completion, model: str, sampling: Sampling, prompt: str
         prompt_tokens=completion.prompt_tokens,
         sampling=sampling,
         verdict=verdict,
-        meta={"prompt": prompt} if completion.usd is None else {"prompt": prompt, "usd": completion.usd},
+        meta={"prompt": prompt, **paid, **drawn},
     )
 
 

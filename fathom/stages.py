@@ -52,6 +52,12 @@ OPS: dict[str, Op] = {
         estimates="fathom.estimates_training",
         one_per_device=True,
     ),
+    "grpo": _op(
+        "fathom.train.grpo:run_grpo",
+        "fathom.train.config:GrpoConfig",
+        preload=(*_TRAINING, "fathom.train.grpo"),
+        estimates="fathom.estimates_training",
+    ),
     "merge": _op(
         "fathom.merge:run_merge",
         "fathom.merge_config:MergeConfig",

@@ -41,6 +41,7 @@ FROZEN = {
         *("--out", "--set", "--json", "--unsafe-exec"),
     },
     "sft": {"--out", "--set"},
+    "grpo": {"--out", "--set"},
     "merge": {"--out", "--set"},
     "curate": {"--out", "--set"},
     "rollout": {"--out", "--set"},

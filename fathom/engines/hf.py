@@ -12,7 +12,7 @@ belong to vLLM.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -163,9 +163,12 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
 
 class TransformersEngine:
-    """See the module docstring. Raises InputError for a directory that holds no causal model, or one it would get wrong."""
+    """See the module docstring. Raises InputError for a directory that holds no causal model, or one it would get wrong.
 
-    def __init__(self, model_dir: Path, config: TransformersConfig):
+    logprobs: whether completions carry the log-probability of each token, of the whole distribution at temperature 1.
+    """
+
+    def __init__(self, model_dir: Path, config: TransformersConfig, logprobs: bool = False):
         tensor_entries(model_dir)  # names the damaged file, where transformers only says that there is one
         self.name = engine_name(config, model_dir)
         self.text = ModelText(model_dir, self.name)
@@ -184,6 +187,18 @@ class TransformersEngine:
         self.model.to(self.device).eval()
         self.stops = torch.tensor(self.text.stops, device=self.device)
         self.slots = config.slots or SLOTS[self.device]
+        self.logprobs = logprobs
+        self.version = 0
+
+    @torch.no_grad()
+    def push(self, weights: Mapping[str, Tensor], version: int) -> None:
+        """Take over a policy's weights, by parameter name, from memory; `version` is what the engine serves from now on.
+
+        Raises KeyError for a parameter that is missing.
+        """
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(weights[name])
+        self.version = version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """Completions as they end. Raises InputError where a prompt and `max_tokens` exceed the model's positions."""
@@ -229,6 +244,7 @@ class _Batch:
         self.start = self._ids(self.size)
         self.stream = self._ids(self.size)
         self.written = self._ids(self.size, sampling.max_tokens)
+        self.logprobs = torch.zeros(self.written.shape if engine.logprobs else (self.size, 0), device=engine.device)
         self.alive = self._ids(self.size).bool()
         self.columns = self._ids(0)
 
@@ -312,6 +328,9 @@ class _Batch:
         token = draw(logits, self.sampling, uniforms(self.stream[rows], drawn))
         self.token[rows] = token
         self.written[rows, drawn] = token
+        if self.engine.logprobs:
+            logits = logits.float()
+            self.logprobs[rows, drawn] = logits.gather(1, token[:, None])[:, 0] - logits.logsumexp(dim=-1)
 
     def _retire(self) -> Iterator[Completion]:
         """Yield the chains that ended now; their rows are dead from here on."""
@@ -323,7 +342,8 @@ class _Batch:
         for row in ended.nonzero()[:, 0].tolist():
             request, index = self.owner[row]
             ids = self.written[row, : int(count[row])].tolist()
-            yield self.engine.text.completion(self.requests[request], index, len(self.prompts[request]), ids)
+            logprobs = self.logprobs[row, : len(ids)].tolist() if self.engine.logprobs else None
+            yield self.engine.text.completion(self.requests[request], index, len(self.prompts[request]), ids, logprobs)
             self.owner[row] = None
 
     def _compact(self) -> None:
@@ -332,7 +352,7 @@ class _Batch:
         movers = [row for target, row in enumerate(living) if row != target]
         if movers:
             source, target = self._tensor(movers), slice(len(living) - len(movers), len(living))
-            for tensor in (self.token, self.position, self.start, self.stream, self.written, self.alive):
+            for tensor in (self.token, self.position, self.start, self.stream, self.written, self.logprobs, self.alive):
                 tensor[target] = tensor[source]
             self.cache.copy(source, target, int(self.position[target].max()))
         self.owner = [self.owner[row] for row in living]

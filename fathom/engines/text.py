@@ -36,7 +36,14 @@ class ModelText:
                 )
         return prompts
 
-    def completion(self, request: Request, index: int, prompt_tokens: int, ids: Sequence[int]) -> Completion:
+    def completion(
+        self,
+        request: Request,
+        index: int,
+        prompt_tokens: int,
+        ids: Sequence[int],
+        logprobs: Sequence[float] | None = None,
+    ) -> Completion:
         """What was generated after a prompt. ids: all of it; a last one in `stops` ended the chain and isn't text."""
         stopped = ids[-1] in self.stops
         return Completion(
@@ -47,4 +54,5 @@ class ModelText:
             finish="stop" if stopped else "length",
             prompt_tokens=prompt_tokens,
             token_ids=tuple(ids),
+            logprobs=None if logprobs is None else tuple(logprobs),
         )

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fathom.config import Input, ModelInput, Operational, StageConfig
+from fathom.engines import TransformersConfig
+from fathom.prompts import Prompt
 
 
 class TrackingConfig(StageConfig):
@@ -34,6 +36,13 @@ class OptimizerConfig(StageConfig):
 
     states: Literal["float32", "int8"] = "float32"
     master: Literal["float32", "split", "stochastic"] = "float32"
+
+    def check_precision(self, precision: str) -> None:
+        """Raises ValueError, in a configuration's words, where this storage is not for the model's precision."""
+        if precision == "float32" and self.master != "float32":
+            raise ValueError(f"optimizer.master {self.master} is for precision bfloat16; float32 needs none")
+        if precision == "bfloat16" and (self.states, self.master) == ("int8", "float32"):
+            raise ValueError("optimizer.states int8 goes with master split (as exact, two bytes less) or stochastic")
 
     def __str__(self) -> str:
         return f"AdamW with {self.states} moments and {self.master} masters"
@@ -106,8 +115,89 @@ class SftConfig(StageConfig):
 
     @model_validator(mode="after")
     def _storage_fits_precision(self) -> SftConfig:
-        if self.precision == "float32" and self.optimizer.master != "float32":
-            raise ValueError(f"optimizer.master {self.optimizer.master} is for precision bfloat16; float32 needs none")
-        if self.precision == "bfloat16" and (self.optimizer.states, self.optimizer.master) == ("int8", "float32"):
-            raise ValueError("optimizer.states int8 goes with master split (as exact, two bytes less) or stochastic")
+        self.optimizer.check_precision(self.precision)
+        return self
+
+
+class RewardConfig(StageConfig):
+    """What a chain is worth: a function of `fathom/train/rewards.py` and how much the length counts in it."""
+
+    kind: Literal["shorter", "soft_overlong", "cosine", "pass_rate"] = "shorter"
+    weight: float = Field(0.5, ge=0, lt=1)
+
+
+class WatchdogConfig(StageConfig):
+    """When reinforcement learning stops with a reason (see `fathom/train/watchdogs.py`).
+
+    gap: nats per token. staleness: batches. fooled: share of other problems' answers accepted. truncation: rise of the
+    share of truncated chains. entropy_fall, entropy_rise: factors on the entropy at the start. window: batches that
+    are averaged at either end. held_out: problems that are kept from training to measure pass@1 on, `held_out_samples`
+    chains each, every `held_out_every` batches; held_out_errors: standard errors that it may fall while the reward rises.
+    """
+
+    gap: float = Field(0.05, gt=0)
+    staleness: int = Field(0, ge=0)
+    fooled: float = Field(0.5, ge=0, le=1)
+    truncation: float = Field(0.25, ge=0)
+    entropy_fall: float = Field(0.05, ge=0)
+    entropy_rise: float = Field(4.0, gt=1)
+    window: int = Field(4, ge=1)
+    held_out: int = Field(16, ge=0)
+    held_out_samples: int = Field(4, ge=1)
+    held_out_every: int = Field(8, ge=1)
+    held_out_errors: float = Field(2.0, ge=0)
+
+
+class GrpoConfig(StageConfig):
+    """The `grpo` op. A batch is `groups` problems with `samples` chains each, and `updates` optimizer steps.
+
+    Chains are drawn at temperature 1 from the whole distribution, so that what is sampled is what is trained.
+    max_tokens: the budget; what is longer is truncated and not correct. refills: further rounds of problems for groups
+    without signal (all rewards alike). scale_rewards: divide advantages by the group's standard
+    deviation. overlong_filter: leave truncated chains out of their group. clip_low, clip_high: bounds of the ratio
+    around 1; importance_cap: of the correction for what engine and trainer differ by.
+    warmup, schedule, weight_decay, clip, precision, optimizer, pack_tokens: as of `sft`. chunk: problems per saved piece of generation.
+    """
+
+    model: ModelInput
+    problems: Input
+    engine: TransformersConfig = TransformersConfig()
+    batches: int = Field(ge=1)
+    groups: int = Field(16, ge=1)
+    samples: int = Field(8, ge=2)
+    updates: int = Field(1, ge=1)
+    refills: int = Field(2, ge=0)
+    max_tokens: int = Field(6000, ge=1)
+    prompt: Prompt | None = None
+    system: str | None = None
+    reward: RewardConfig = RewardConfig()
+    scale_rewards: bool = False
+    overlong_filter: bool = False
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.28, gt=0)
+    importance_cap: float = Field(2.0, ge=1)
+    watchdogs: WatchdogConfig = WatchdogConfig()
+    learning_rate: float = Field(1e-6, gt=0)
+    warmup: float = Field(0.03, ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, gt=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    pack_tokens: Annotated[int, Operational, Field(ge=1)] = 8192
+    chunk: Annotated[int, Operational, Field(ge=1)] = 64
+    checkpoint_every: Annotated[int, Operational, Field(ge=1)] = 20
+    tracking: Annotated[TrackingConfig | None, Operational] = None
+
+    @model_validator(mode="after")
+    def _an_engine_here(self) -> GrpoConfig:
+        if self.engine.replicas > 1:
+            raise ValueError("engine.replicas: the policy is trained and sampled in one process, so there is one copy")
+        if self.updates > self.groups:
+            raise ValueError(f"updates: {self.updates} steps cannot share {self.groups} groups")
+        return self
+
+    @model_validator(mode="after")
+    def _storage_fits_precision(self) -> GrpoConfig:
+        self.optimizer.check_precision(self.precision)
         return self

@@ -20,6 +20,29 @@ def weighted_nll(logprobs_N: torch.Tensor, weights_N: torch.Tensor) -> torch.Ten
     return -(logprobs_N * weights_N).sum()
 
 
+def clipped_policy_loss(
+    logprobs_N: torch.Tensor,
+    old_N: torch.Tensor,
+    advantages_N: torch.Tensor,
+    corrections_N: torch.Tensor,
+    low: float,
+    high: float,
+) -> torch.Tensor:
+    """Sum over tokens of -correction * min(ratio * A, clip(ratio, 1 - low, 1 + high) * A), ratio = p / p_old; a scalar.
+
+    PPO's surrogate with the two bounds apart (clip-higher of DAPO, arXiv 2503.14476) and no KL term. The
+    caller divides by the tokens of the whole step, so that every token weighs the same, whatever chain it is in.
+    """
+    ratio_N = torch.exp(logprobs_N - old_N)
+    clipped_N = ratio_N.clamp(1 - low, 1 + high)
+    return -(corrections_N * torch.minimum(ratio_N * advantages_N, clipped_N * advantages_N)).sum()
+
+
+def truncated_importance(old_N: torch.Tensor, sampled_N: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(p_old / p_sampled, cap) of each token: what the trainer gives it over what the engine drew it with; shape N."""
+    return torch.exp(old_N - sampled_N).clamp(max=cap)
+
+
 def token_logprobs(
     hidden_N_D: torch.Tensor, head_V_D: torch.Tensor, targets_N: torch.Tensor, chunk_elements: int = CHUNK_ELEMENTS
 ) -> torch.Tensor:

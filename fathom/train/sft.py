@@ -27,7 +27,7 @@ from fathom.train import preflight
 from fathom.train.adapter import load_adapted, merged
 from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
 from fathom.train.checkpoint import Checkpoints
-from fathom.train.config import SftConfig
+from fathom.train.config import GrpoConfig, SftConfig
 from fathom.train.loop import LogRow, LoopConfig, Step, train
 from fathom.train.losses import weighted_nll
 from fathom.train.model import load_model, save_model
@@ -242,7 +242,7 @@ def plan_sft(examples: Sequence[Example], rows: Sequence[EncodedExample], config
     return Sft(rows, plan, cycles, config.pack_tokens)
 
 
-def loop_config(config: SftConfig, seed: int) -> LoopConfig:
+def loop_config(config: SftConfig | GrpoConfig, seed: int) -> LoopConfig:
     return LoopConfig(
         learning_rate=config.learning_rate,
         warmup=config.warmup,
