@@ -17,7 +17,9 @@ from fathom.engines import TransformersConfig
 from fathom.engines.hf import TransformersEngine
 from fathom.errors import InputError, WorkError
 from fathom.ledger import Meter
+from fathom.recipe.schema import load_recipe
 from fathom.records import Problem, Verdict, write_jsonl
+from fathom.stages import OPS
 from fathom.train.config import GrpoConfig
 from fathom.train.grpo import Grpo, run_grpo
 from fathom.train.loop import backward
@@ -343,6 +345,18 @@ def test_the_plan_knows_what_a_stage_will_take(device):
     assert 0 < once.seconds.low < once.seconds.mid < once.seconds.high
     assert twice.seconds.mid > once.seconds.mid and twice.tokens.mid > 1.5 * once.tokens.mid
     assert once.shape == shape
+
+
+def test_the_rs_recipe_puts_grpo_before_the_sft_of_v04():
+    recipes = Path(fathom.__file__).parents[1] / "recipes"
+    tiny, rs = (load_recipe(recipes / name, OPS) for name in ("fathom-r1-tiny.yaml", "fathom-r1-rs-tiny.yaml"))
+    ops = {stage.name: stage.op.target.rpartition(":")[2] for stage in rs.stages}
+    added = {"seldom": "run_select", "rs": "run_grpo", "eval_rs": "run_evaluate"}
+    assert ops.items() >= added.items()
+    assert {stage.name for stage in tiny.stages} - ops.keys() == {"solved", "control", "eval_control", "eval_v04"}
+    assert rs.stage("v04").config.model == "rs" and rs.stage("rs").config.problems == "seldom"
+    assert rs.stage("v04").config.model_copy(update={"model": "base"}) == tiny.stage("v04").config
+    assert rs.upstream("merged") >= {"rs", "v04", "v06"}
 
 
 def test_by_hand_it_writes_a_model_that_loads(inputs, tmp_path):
