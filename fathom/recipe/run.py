@@ -126,6 +126,7 @@ class _Run:
                 step = self.one(step, expected.get(step.stage.name, {}), left)
                 ran.append(step.stage.name)
             else:
+                shutil.rmtree(self.scratch / step.stage.name, ignore_errors=True)  # a kill came before its own cleaning
                 self.listener.reused(step)
                 reused.append(step.stage.name)
             self.steps[step.stage.name] = step

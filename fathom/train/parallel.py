@@ -160,11 +160,6 @@ def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward
     return forward
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor; a plain one as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """All of a sharded tensor (every process must ask); a plain one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
