@@ -30,6 +30,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from sft_workload import command  # noqa: E402
+
 from fathom.sources.generated import GeneratedConfig, generate  # noqa: E402
 from fathom.train.config import OptimizerConfig  # noqa: E402
 from fathom.train.loop import LoopConfig, learning_rate  # noqa: E402
@@ -191,7 +193,7 @@ def main() -> None:
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         runs = [run for some in pool.map(partial(run_storage, options=options), STORAGES) for run in some]
     report = {
-        "command": "python benchmarks/equal_learning.py " + " ".join(sys.argv[1:]),
+        "command": command(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "size": asdict(SIZES[options.size]),
         "comparison": compare(runs),

@@ -3,7 +3,7 @@
 On a GPU: Liger kernels for norms, RoPE and SwiGLU beside TRL's fused head, PyTorch's SDPA (cuDNN), gradient
 checkpointing, torchao's 8-bit AdamW with stochastic rounding, bfloat16 weights. Rows of a step
 run one by one, unpadded, which wastes no token; in the workload `packed` in TRL's own packs. On a CPU, for a
-smoke test, without Liger and torchao.
+smoke test, without Liger and torchao (pip install liger-kernel torchao trl; the package itself needs none of them).
 
 The first workload compiles torchao's update for every shape; later ones in the same process find it compiled.
 """

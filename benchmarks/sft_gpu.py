@@ -197,9 +197,11 @@ def main() -> None:
     if options.child:
         run_side(options.child, options)
         return
+    from sft_workload import command
+
     started = time.time()
     report: dict[str, Any] = {
-        "command": "python benchmarks/sft_gpu.py " + " ".join(sys.argv[1:]),
+        "command": command(),
         "versions": versions(),
     }
     with tempfile.TemporaryDirectory() as directory:

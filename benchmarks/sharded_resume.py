@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sft_workload import LEARNING_RATE, ROOT, SHAPES, random_model, tokens
+from sft_workload import LEARNING_RATE, ROOT, SHAPES, command, random_model, tokens
 
 from fathom.ledger import Meter
 from fathom.tokens import EncodedExample
@@ -144,7 +144,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
-        report: dict[str, Any] = {"command": "python benchmarks/sharded_resume.py " + " ".join(sys.argv[1:])}
+        report: dict[str, Any] = {"command": command()}
         report["first"] = start("first", options, scratch)
         report["left_behind"] = sorted(path.name for path in (scratch / "checkpoints").glob("step-*"))
         report["resumed"] = start("resumed", options, scratch)

@@ -19,7 +19,7 @@ from fathom.graders.sandbox import doctor as examine_sandbox
 
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "sympy", "math-verify", "rensa")
 EXTRAS = {
-    "gpu": ("liger_kernel", "peft", "torchao"),
+    "gpu": ("bitsandbytes", "peft", "triton"),
     "vllm": ("vllm",),
     "ray": ("ray",),
     "ui": ("fastapi", "gradio", "uvicorn"),

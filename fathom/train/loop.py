@@ -178,11 +178,11 @@ def optimizer_step(
     rate = learning_rate(config, place, length)
     optimizer.step(rate)
     optimizer.drop_gradients()
+    total = sum(loss.item() for loss in losses)  # here, and not before, the host waits for the device
     return {
         "step": index + 1,
         "epoch": step.epoch,
-        "loss": world.total(sum(loss.item() for loss in losses))
-        / world.shared_by,  # here, and not before, the host waits for the device
+        "loss": world.total(total) / world.shared_by,
         "lr": rate,
         "grad_norm": whole(norm).item(),
         "tokens": sum(len(pack.targets_N) for pack in step.packs),

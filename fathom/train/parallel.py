@@ -136,6 +136,11 @@ def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward
     """
     if world.size == 1:
         return functools.partial(pack_logprobs, model)
+    heads = model.config.num_key_value_heads
+    if heads % world.shared_by:
+        raise InputError(
+            f"context: the model has {heads} key heads, which don't divide among {world.shared_by} processes"
+        )
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     for part in (*model.get_decoder().layers, model):
@@ -143,11 +148,6 @@ def shard(model: PreTrainedModel, world: World, compute: torch.dtype) -> Forward
         part.set_gradient_divide_factor(1.0)
         part.set_force_sum_reduction_for_comms(True)
     run = functools.partial(context_logprobs, context=world.context) if world.context else pack_logprobs
-    heads = model.config.num_key_value_heads
-    if heads % world.shared_by:
-        raise InputError(
-            f"context: the model has {heads} key heads, which don't divide among {world.shared_by} processes"
-        )
     model.pack_logprobs = MethodType(run, model)
     register_fsdp_forward_method(model, "pack_logprobs")
 
