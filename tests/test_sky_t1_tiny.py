@@ -5,7 +5,6 @@ Whether the student is better than its base takes the whole recipe: the test mar
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from running import hashes, run, start
 
 from fathom.records import Example, Rollout, read_jsonl
 
@@ -46,29 +46,6 @@ SMALL = {
     },
 }
 NO_FAULTS = [word for name in PAID for word in ("--set", f"{name}.engine.serve.faults=null")]
-QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-
-
-def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "fathom", "run", str(recipe), "--out", str(out), *more]
-    environment = {**os.environ, **QUIET, "PYTHONPATH": str(REPO)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
-
-
-def run(recipe: Path, out: Path, *more: str) -> None:
-    process = start(recipe, out, *more)
-    said, _ = process.communicate(timeout=400)
-    assert process.returncode == 0, said
-
-
-def hashes(out: Path, stages: list[str]) -> dict[str, str]:
-    """Of every file of the stages' artifacts but the manifests, which tell times."""
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for stage in stages
-        for path in sorted((out / "artifacts" / stage).rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
 
 
 def calls(out: Path) -> list[tuple[str, str, int, float, float]]:

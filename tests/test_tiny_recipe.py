@@ -5,7 +5,6 @@ Whether the merge is *better* is not tested here: that takes an evaluation of si
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from running import hashes, run, start
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fathom.engines import Request, TransformersConfig
@@ -47,29 +47,6 @@ SMALL = {
         **{f"eval_{name}": EVALUATE for name in ("base", "v06", "v04", "merged", "control")},
     },
 }
-QUIET = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
-
-
-def start(recipe: Path, out: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "fathom", "run", str(recipe), "--out", str(out), *more]
-    environment = {**os.environ, **QUIET, "PYTHONPATH": str(REPO)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, text=True)
-
-
-def run(recipe: Path, out: Path, *more: str) -> str:
-    process = start(recipe, out, *more)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, said
-    return said
-
-
-def hashes(out: Path) -> dict[str, str]:
-    """Of every file of every artifact but the manifests, which tell times."""
-    return {
-        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((out / "artifacts").rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
 
 
 @pytest.fixture(scope="module")
