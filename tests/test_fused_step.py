@@ -228,6 +228,24 @@ def test_head_in_chunks_equals_logprobs_of_all(chunk_bytes, monkeypatch):
         assert total.item() == pytest.approx(loss.item(), rel=1e-6)
         assert difference(grad, hidden.grad) < 1e-6
         assert difference(other.grad, times * matrix.grad) < 1e-6
+    assert difference(head.logprobs(hidden.detach(), other, targets), token_logprobs(hidden, matrix, targets)) < 1e-6
+
+
+def curved(logprobs, weights):
+    """A sum over tokens that is no weighted likelihood."""
+    return (weights * (logprobs.exp() - 0.3 * logprobs)).clamp(max=2.0).sum()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 5 * VOCAB * 8, 10**9], ids=["row by row", "uneven chunks", "one chunk"])
+def test_any_sum_over_tokens_equals_autograd(chunk_bytes, monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_BYTES", chunk_bytes)
+    plain, fused = tiny("qwen2", torch.float64), FusedStep(tiny("qwen2", torch.float64))
+    for pack in PACKS:
+        loss = curved(pack_logprobs(plain, pack), pack.weights_N)
+        loss.backward()
+        found = fused.accumulate_loss(pack, lambda logprobs, some: curved(logprobs, some.weights_N))
+        assert found.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert_same_gradients(fused.model, plain, 2e-6)
 
 
 def test_a_window_past_a_documents_end_changes_nothing():

@@ -9,12 +9,14 @@ own business: nothing here knows of models.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from fathom.recipe.worker import Events, attempt_job, die_with_parent
 
 LONGEST_ERROR = 3000
 """Characters of an error message; a write to a pipe that others write to as well is whole up to 4,096 bytes."""
-SIBLING_SECONDS = 3.0
-"""How long a bug waits to be told; torchrun looks every 0.1 s whether a process died."""
+ALIVE = "alive-"
+"""Begins the names of the files that living processes hold locked, one each."""
 
 
 def run_ranks(job: dict[str, Any], events: Events) -> int:
@@ -31,7 +33,8 @@ def run_ranks(job: dict[str, Any], events: Events) -> int:
     scratch = Path(job["scratch"])
     job_file, fifo = scratch / "job.json", scratch / "events"
     job_file.write_text(json.dumps(job), encoding="utf-8")
-    fifo.unlink(missing_ok=True)
+    for left in (fifo, *scratch.glob(f"{ALIVE}*")):
+        left.unlink(missing_ok=True)
     os.mkfifo(fifo)
     pipe = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)  # for writing too, so that it never ends
     me, processes = os.getpid(), job["processes"]
@@ -69,22 +72,45 @@ def _relay(pipe: int, torchrun: subprocess.Popen, events: Events) -> bool:
 class _RankEvents(Events):
     """What one of several processes tells: the first everything, the others only their errors.
 
-    A sibling's death looks like a bug of the exchange here, so a bug is told a little later: torchrun
-    ends this process before that if a sibling died.
+    A sibling's death looks like a bug of the exchange here, and is left to the log: `run_ranks` tells of the death.
     """
 
+    def __init__(self, descriptor: int, alive: Path):
+        super().__init__(descriptor, LONGEST_ERROR)
+        self._alive = alive
+
     def send(self, **event: Any) -> None:
-        if event.get("error", {}).get("kind") == "bug":
-            time.sleep(SIBLING_SECONDS)
-        if "error" in event or os.environ["RANK"] == "0":
+        error = event.get("error", {})
+        if error.get("kind") == "bug" and _sibling_died(self._alive):
+            print(error["message"], file=sys.stderr)
+        elif error or os.environ["RANK"] == "0":
             super().send(**event)
+
+
+@contextmanager
+def _held(alive: Path) -> Iterator[None]:
+    """Hold the file locked until the block is left; the kernel lets go of it where the process dies before."""
+    with alive.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+        alive.unlink()
+
+
+def _sibling_died(alive: Path) -> bool:
+    """Whether another process is gone without a word: its file is there, and nobody holds it locked."""
+    for path in set(alive.parent.glob(f"{ALIVE}*")) - {alive}:
+        with suppress(OSError), path.open("r+") as file:  # held, or just removed
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    return False
 
 
 def main(job_file: str, fifo: str) -> int:
     die_with_parent(os.getppid())
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    events = _RankEvents(os.open(fifo, os.O_WRONLY), LONGEST_ERROR)
-    return attempt_job(job, events, billed=os.environ["RANK"] == "0")
+    alive = Path(job["scratch"]) / f"{ALIVE}{os.environ['RANK']}"
+    with _held(alive):
+        return attempt_job(job, _RankEvents(os.open(fifo, os.O_WRONLY), alive), billed=os.environ["RANK"] == "0")
 
 
 if __name__ == "__main__":

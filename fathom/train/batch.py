@@ -10,9 +10,10 @@ Shapes: T tokens of a pack, N of them predicted (weight not 0).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Self
 
 import torch
 
@@ -34,6 +35,17 @@ class Pack:
     sources_N: torch.Tensor
     targets_N: torch.Tensor
     weights_N: torch.Tensor
+
+    def predicted(self, part: slice) -> Self:
+        """The same with some of the predicted tokens only."""
+        return replace(self, **{name: value[part] for name, value in self._tensors().items() if name.endswith("_N")})
+
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """With every tensor moved."""
+        return replace(self, **{name: move(value) for name, value in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
 
 def epoch_order(ids: Sequence[str], seed: int, epoch: int, difficulties: Sequence[float] | None = None) -> list[int]:

@@ -13,7 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -60,6 +60,7 @@ class Grpo:
     model: PreTrainedModel
     forward: Forward
     ahead: Ahead = field(default_factory=Ahead)
+    tokenwise: ClassVar[Literal[True]] = True
     _newest: tuple[int, Batch] | None = None
 
     @property

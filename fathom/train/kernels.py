@@ -128,6 +128,14 @@ def cross_entropy_(logits_R_V: torch.Tensor, targets_R: torch.Tensor, weights_R:
     return chosen.float()
 
 
+def chosen_logprobs(logits_R_V: torch.Tensor, targets_R: torch.Tensor) -> torch.Tensor:
+    """log p(target) of every row, float32; the logits stay as they are."""
+    if logits_R_V.is_cuda:
+        return triton_kernels().chosen_logprobs(logits_R_V, targets_R)
+    logprobs = torch.log_softmax(logits_R_V.to(_wide(logits_R_V)), dim=-1)
+    return logprobs.gather(1, targets_R[:, None]).squeeze(1).float()
+
+
 def _rotated(x_T_H_d: torch.Tensor, cos_T_d: torch.Tensor, sin_T_d: torch.Tensor) -> torch.Tensor:
     low, high = x_T_H_d.chunk(2, dim=-1)
     return x_T_H_d * cos_T_d[:, None] + torch.cat((-high, low), dim=-1) * sin_T_d[:, None]

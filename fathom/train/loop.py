@@ -72,6 +72,14 @@ class WeightedLikelihood(Protocol):
 
 
 @runtime_checkable
+class Tokenwise(Protocol):
+    """A method whose `loss` is a sum over tokens, each a function of its own log-probability: so it may be asked for some of
+    a pack's tokens at a time, and the gradient needs no second look at the logits."""
+
+    tokenwise: Literal[True]
+
+
+@runtime_checkable
 class Measuring(Protocol):
     """A method that has more to say of a step than its loss."""
 
@@ -224,6 +232,8 @@ def backward(forward: Forward, method: Method, pack: Pack, normalizer: float) ->
     """Add the gradients of one pack's share of the step's loss to the parameters'; returns that share, a scalar."""
     if isinstance(forward, FusedStep) and isinstance(method, WeightedLikelihood):
         return forward.accumulate(pack, method.likelihood_weights(pack) / normalizer)
+    if isinstance(forward, FusedStep) and isinstance(method, Tokenwise):
+        return forward.accumulate_loss(pack, lambda logprobs_N, some: method.loss(logprobs_N, some) / normalizer)
     loss = method.loss(forward(pack), pack) / normalizer
     loss.backward()
     return loss.detach()

@@ -215,7 +215,7 @@ def swiglu_backward_(gate_up_T_2I, grad_T_I):
 
 
 @triton.jit
-def _cross_entropy(LOGITS, TARGETS, WEIGHTS, LOGPROBS, width, BLOCK: tl.constexpr):
+def _cross_entropy(LOGITS, TARGETS, WEIGHTS, LOGPROBS, width, SLOPE: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     LOGITS += row * width
     target = tl.load(TARGETS + row)
@@ -231,14 +231,15 @@ def _cross_entropy(LOGITS, TARGETS, WEIGHTS, LOGPROBS, width, BLOCK: tl.constexp
     top = tl.max(largest, axis=0)
     normalizer = top + tl.log(tl.sum(total * tl.exp(largest - top), axis=0))
     tl.store(LOGPROBS + row, chosen - normalizer)
-    weight = tl.load(WEIGHTS + row)
-    tl.debug_barrier()
-    for start in range(0, width, BLOCK):
-        inside = start + column < width
-        x = tl.load(LOGITS + start + column, mask=inside, other=-1e30)
-        slope = weight * tl.exp(x.to(tl.float32) - normalizer)
-        slope = tl.where(start + column == target, slope - weight, slope)
-        tl.store(LOGITS + start + column, slope.to(x.dtype), mask=inside)
+    if SLOPE:
+        weight = tl.load(WEIGHTS + row)
+        tl.debug_barrier()
+        for start in range(0, width, BLOCK):
+            inside = start + column < width
+            x = tl.load(LOGITS + start + column, mask=inside, other=-1e30)
+            slope = weight * tl.exp(x.to(tl.float32) - normalizer)
+            slope = tl.where(start + column == target, slope - weight, slope)
+            tl.store(LOGITS + start + column, slope.to(x.dtype), mask=inside)
 
 
 def cross_entropy_(logits_R_V, targets_R, weights_R):
@@ -246,8 +247,15 @@ def cross_entropy_(logits_R_V, targets_R, weights_R):
     logprobs = torch.empty(rows, dtype=torch.float32, device=logits_R_V.device)
     block = min(CE_BLOCK, triton.next_power_of_2(width))
     warps = min(CE_WARPS, _warps(block) * 2)
-    _cross_entropy[(rows,)](logits_R_V, targets_R, weights_R, logprobs, width, BLOCK=block, num_warps=warps)
+    _cross_entropy[(rows,)](
+        logits_R_V, targets_R, weights_R, logprobs, width,
+        SLOPE=weights_R is not None, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
     return logprobs
+
+
+def chosen_logprobs(logits_R_V, targets_R):
+    return cross_entropy_(logits_R_V, targets_R, None)
 
 
 @triton.jit

@@ -8,7 +8,8 @@ which it lays out flat per layer. It does not load, save or optimize.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch.nn.functional import embedding
@@ -20,12 +21,14 @@ from fathom.train.batch import Pack
 from fathom.train.flat_layer import LocalWeights
 from fathom.train.float8 import Float8Gemms
 from fathom.train.gemms import Gemms, TunedGemms, add_small
-from fathom.train.head import nll
+from fathom.train.head import logprobs, nll, token_loss
 from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs
 from fathom.train.offload import HostPool, Keeper
 from fathom.train.sharded import ShardedWeights, is_sharded, why_not_rows
+
+PackT = TypeVar("PackT", bound=Pack)
 
 DENSE_SHARE = 0.97
 """Of the tokens, how many must be predicted for the head to run on all of them."""
@@ -102,9 +105,10 @@ class FusedStep:
 
     def __call__(self, pack: Pack) -> torch.Tensor:
         """log p of every predicted token of the pack: float32, shape N, for losses of any form."""
-        predicting = self.hidden(pack).index_select(0, pack.sources_N.to(self.model.device))
+        predicting = self.hidden(pack).index_select(0, self._move(pack.sources_N))
         head = self.weights.whole(self.model.get_output_embeddings().weight)
-        return token_logprobs(predicting, head, pack.targets_N.to(self.model.device))
+        find = token_logprobs if torch.is_grad_enabled() else logprobs
+        return find(predicting, head, self._move(pack.targets_N))
 
     def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
         """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
@@ -126,6 +130,24 @@ class FusedStep:
         self.weights.give(parameter, head)
         del head
         hidden.backward(grad)
+        return total
+
+    def accumulate_loss(self, pack: PackT, loss: Callable[[torch.Tensor, PackT], torch.Tensor]) -> torch.Tensor:
+        """Add the gradients of a loss that is a sum over predicted tokens, each a function of its own log p; returns it, a scalar.
+
+        loss: of the log-probabilities of some tokens and the pack with these tokens only, on the model's device.
+        """
+        pack = pack.moved(self._move)
+        hidden = self.hidden(pack)
+        parameter = self.model.get_output_embeddings().weight
+        head = self.weights.whole(parameter)
+        predicting = hidden.detach().index_select(0, pack.sources_N)
+        total, picked = token_loss(
+            predicting, head, pack.targets_N, lambda some, part: loss(some, pack.predicted(part))
+        )
+        self.weights.give(parameter, head)
+        del head
+        hidden.backward(torch.zeros_like(hidden).index_copy_(0, pack.sources_N, picked))
         return total
 
     def _move(self, x: torch.Tensor) -> torch.Tensor:
