@@ -4,19 +4,24 @@
 where it is installed: by test_vllm_installed.py, and on a GPU by `benchmarks/rollout_gpu.py --smoke`.
 """
 
+import importlib
 import os
 import pickle
 import sys
+from array import array
 from contextlib import closing
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from models import write_model
 
 from fathom.config import key_values, validate
 from fathom.engines import Request, VllmConfig, chain_seed, open_engine
+from fathom.engines.vllm_session import LOGPROBS, WHOLE
 from fathom.engines.vllm_worker import as_handles
 from fathom.errors import InputError, WorkError
 from fathom.records import Message, Sampling
@@ -67,10 +72,11 @@ class FakeParams:
     logprobs: int | None
     flat_logprobs: bool
     output_kind: str
+    extra_args: dict | None
 
 
 class FakeCore:
-    """vLLM's LLMEngine: every step adds the prompt's last id to each chain; chains of an odd name stop at their second."""
+    """vLLM's LLMEngine: every step adds the prompt's last id to each chain; the third that was asked for stops at its second."""
 
     def __init__(self, positions: int):
         self.model_config = SimpleNamespace(max_model_len=positions)
@@ -94,20 +100,23 @@ class FakeCore:
     def step(self):
         outputs = []
         for name, (prompt, params, ids) in list(self.running.items()):
-            stop = len(self.asked) > 1 and int(name) % 2 and len(ids) == 1
+            stop = len(ids) == 1 and [asked is params for _, asked in self.asked].index(True) == 2
             ids.append(params.stop_token_ids[0] if stop else prompt["prompt_token_ids"][-1])
             finished = bool(stop) or len(ids) == params.max_tokens
             if finished:
                 del self.running[name]
             elif params.output_kind == "final":
                 continue
-            new = ids if params.output_kind == "final" else ids[-1:]
-            flat = SimpleNamespace(logprobs=[-0.5] * 2 * len(new), start_indices=range(0, 2 * len(new), 2))
+            whole = bool(params.extra_args)
+            assert whole == (params.output_kind == "final")
+            new = ids if whole else ids[-1:]
+            flat = SimpleNamespace(logprobs=[-0.25] * 2 * len(new), start_indices=range(0, 2 * len(new), 2))
+            held = {LOGPROBS: array("f", [-0.5] * len(ids)).tobytes()} if whole and params.flat_logprobs else None
             reason = None if not finished else "stop" if stop else "length"
             news = SimpleNamespace(
                 token_ids=list(new), logprobs=flat if params.flat_logprobs else None, finish_reason=reason
             )
-            outputs.append(SimpleNamespace(request_id=name, outputs=[news], finished=finished))
+            outputs.append(SimpleNamespace(request_id=name, outputs=[news], finished=finished, kv_transfer_params=held))
         return outputs
 
 
@@ -124,6 +133,7 @@ class FakeLLM:
     logprobs_mode: str
     skip_tokenizer_init: bool
     worker_extension_cls: str
+    scheduler_cls: str
     seed: int
     calls: list = field(default_factory=list)
 
@@ -179,7 +189,10 @@ def test_log_probabilities_are_of_the_sampled_tokens(model):
     engine = VllmEngine(model, VllmConfig(), logprobs=True)
     (chain,) = engine.generate([REQUESTS[1]], Sampling(1.0, 1.0, 3))
     assert chain.logprobs == (-0.5,) * 3
-    assert engine._llm.llm_engine.asked[0][1].logprobs == 0
+    session = engine.session()
+    session.add(1, REQUESTS[1], Sampling(1.0, 1.0, 3))
+    assert session.step()[0].logprobs == (-0.25,)
+    assert [params.logprobs for _, params in engine._llm.llm_engine.asked] == [0, 0]
 
 
 def test_a_session_gives_pieces_and_lets_requests_go(model):
@@ -299,3 +312,87 @@ def test_vllm_that_can_not_start_is_one_line(model, monkeypatch):
     monkeypatch.setattr(sys.modules["vllm"], "LLM", fail)
     with pytest.raises(WorkError, match=r"model: vLLM can't start it \(No GPU found\)$"):
         open_engine(VllmConfig(), model)
+
+
+# ------------------------------------------------------------------------------ vLLM's scheduler, whose steps are given here
+
+
+class GivenSteps:
+    """AsyncScheduler's face: what a step returns is set by the test."""
+
+    def __init__(self):
+        self.returned: dict[int, SimpleNamespace] = {}
+
+    def add_request(self, request):
+        pass
+
+    def finish_requests(self, request_ids, finished_status):
+        return [(name, 0) for name in request_ids]
+
+    def update_from_output(self, scheduler_output, model_runner_output):
+        return self.returned
+
+
+class Rows(NamedTuple):
+    """LogprobsLists: a row for each sampled token, the sampled one's log-probability first."""
+
+    logprobs: np.ndarray
+    cu_num_generated_tokens: list[int] | None = None
+
+    def slice_request(self, row, count):
+        return self.logprobs[row : row + count].tolist()
+
+
+@pytest.fixture
+def scheduler(monkeypatch):
+    module = ModuleType("vllm.v1.core.sched.async_scheduler")
+    module.AsyncScheduler = GivenSteps
+    monkeypatch.setitem(sys.modules, "vllm.v1.core.sched.async_scheduler", module)
+    monkeypatch.delitem(sys.modules, "fathom.engines.vllm_scheduler", raising=False)
+    made = importlib.import_module("fathom.engines.vllm_scheduler").WholeChainScheduler()
+    yield made
+    del sys.modules["fathom.engines.vllm_scheduler"]
+
+
+def step_of(scheduler, rows: dict[str, tuple[list[int], float, str | None]]) -> dict[str, SimpleNamespace]:
+    """One step in which each chain wrote these tokens, of this log-probability, and ended or not; what is told, by chain."""
+    outputs = [
+        SimpleNamespace(
+            request_id=name, new_token_ids=list(ids), new_logprobs=None, prefill_stats=None, finish_reason=finish,
+            kv_transfer_params=None,
+        )
+        for name, (ids, _, finish) in rows.items()
+    ]  # fmt: skip
+    scheduler.returned = {0: SimpleNamespace(outputs=outputs, finished_requests=None, scheduler_stats=None)}
+    logprobs = Rows(np.array([[logprob, -9.0] for _, logprob, _ in rows.values()], dtype=np.float32))
+    told = scheduler.update_from_output(
+        None, SimpleNamespace(req_id_to_index={name: i for i, name in enumerate(rows)}, logprobs=logprobs)
+    )
+    return {output.request_id: output for client in told.values() for output in client.outputs}
+
+
+def request_named(name: str, whole: bool) -> SimpleNamespace:
+    params = SimpleNamespace(extra_args={WHOLE: True} if whole else None)
+    return SimpleNamespace(request_id=name, sampling_params=params)
+
+
+def test_whole_chains_are_told_of_once_and_others_at_every_step(scheduler):
+    for name in "abc":
+        scheduler.add_request(request_named(name, whole=name != "c"))
+    first = step_of(scheduler, {"a": ([1], -0.5, None), "b": ([], 0.0, None), "c": ([7], -0.25, None)})
+    assert list(first) == ["c"]
+    assert first["c"].new_logprobs == [[-0.25, -9.0]]
+    assert step_of(scheduler, {"b": ([5], -2.0, None), "a": ([2], -1.5, None)}) == {}
+    last = step_of(scheduler, {"b": ([6], -3.0, "stop"), "a": ([3], -0.125, "length")})
+    ids = {name: output.new_token_ids for name, output in last.items()}
+    logprobs = {name: array("f", o.kv_transfer_params[LOGPROBS]).tolist() for name, o in last.items()}
+    assert ids == {"a": [1, 2, 3], "b": [5, 6]}
+    assert logprobs == {"a": [-0.5, -1.5, -0.125], "b": [-2.0, -3.0]}
+    assert step_of(scheduler, {"c": ([8], -0.5, "stop")})["c"].new_token_ids == [8]
+
+
+def test_a_whole_chain_that_is_dropped_is_forgotten(scheduler):
+    scheduler.add_request(request_named("a", whole=True))
+    step_of(scheduler, {"a": ([1], -0.5, None)})
+    scheduler.finish_requests(["a"], None)
+    assert scheduler._held == {}

@@ -116,6 +116,7 @@ def _arguments(model_dir: Path, config: VllmConfig) -> dict[str, Any]:
         "enable_sleep_mode": config.sleep,
         "logprobs_mode": "raw_logprobs",
         "worker_extension_cls": "fathom.engines.vllm_worker.WeightReceiver",
+        "scheduler_cls": "fathom.engines.vllm_scheduler.WholeChainScheduler",
         "seed": 0,
         **config.options,
     }

@@ -14,10 +14,7 @@ from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-WHOLE = "fathom_whole"
-"""In a request's `extra_args`: tell of it when it ends."""
-LOGPROBS = "fathom_logprobs"
-"""In `kv_transfer_params` of a whole chain's output: the log-probability of each sampled token as little-endian float32."""
+from fathom.engines.vllm_session import LOGPROBS, WHOLE
 
 
 @dataclass

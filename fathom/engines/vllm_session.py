@@ -7,6 +7,7 @@ a second scheduler.
 from __future__ import annotations
 
 import itertools
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,11 @@ from fathom.engines.session import Piece
 from fathom.engines.text import GrowingText, ModelText
 from fathom.errors import WorkError
 from fathom.records import Finish, Sampling
+
+WHOLE = "fathom_whole"
+"""In a request's `extra_args`: tell of its chain when it ends (see `vllm_scheduler`)."""
+LOGPROBS = "fathom_logprobs"
+"""In the `kv_transfer_params` of a whole chain's output: log-probabilities of its tokens as float32 in the machine's byte order."""
 
 _IDS = itertools.count()
 """Names of requests, never used twice in a process."""
@@ -49,7 +55,7 @@ class _Chain:
 class VllmSession:
     """See `fathom/engines/session.py`.
 
-    core: vLLM's LLMEngine. whole: chains come in one piece when they end, which spares the work of a piece per token.
+    core: vLLM's LLMEngine. whole: chains come in one piece when they end; `vllm_scheduler` spares the work of telling every token.
     logprobs: whether pieces carry log-probabilities; those of tokens that end the thinking, which nobody drew, are NaN.
     """
 
@@ -89,6 +95,7 @@ class VllmSession:
             logprobs=0 if self._logprobs else None,  # of the sampled token alone
             flat_logprobs=self._logprobs,
             output_kind=kinds.FINAL_ONLY if self._whole else kinds.DELTA,
+            extra_args={WHOLE: True} if self._whole else None,
         )
         self._core.add_request(chain.name, {"prompt_token_ids": [*chain.prompt, *chain.ids]}, params)
         self._chains[chain.name] = chain
@@ -119,7 +126,7 @@ class VllmSession:
         chain, (news,) = self._chains[output.request_id], output.outputs
         chain.ids += news.token_ids
         if self._logprobs:
-            chain.logprobs += _sampled(news.logprobs)
+            chain.logprobs += _sampled(output)
         finish: Finish | None = None
         if output.finished:
             del self._chains[chain.name]
@@ -175,6 +182,9 @@ class VllmSession:
         return max(0, self._core.vllm_config.scheduler_config.max_num_seqs - len(self._chains))
 
 
-def _sampled(logprobs: Any) -> list[float]:
-    """Of vLLM's FlatLogprobs: the sampled token comes first at each position."""
+def _sampled(output: Any) -> list[float]:
+    """Of the tokens that were sampled: a whole chain's bytes, or vLLM's FlatLogprobs, where they come first at each position."""
+    if whole := output.kv_transfer_params:
+        return array("f", whole[LOGPROBS]).tolist()
+    logprobs = output.outputs[0].logprobs
     return [logprobs.logprobs[start] for start in logprobs.start_indices]
