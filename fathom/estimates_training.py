@@ -13,17 +13,8 @@ from typing import Any
 
 from fathom import physics
 from fathom.errors import InputError
-from fathom.estimates import (
-    CORPUS_CHAIN,
-    PROMPT_TOKENS,
-    ROWS_PER_SECOND,
-    START_SECONDS,
-    Estimate,
-    Inputs,
-    Setting,
-    generate,
-    shape_of,
-)
+from fathom.estimates import ROWS_PER_SECOND, Estimate, Inputs, Setting, shape_of
+from fathom.estimates_generation import CORPUS_CHAIN, PROMPT_TOKENS, START_SECONDS, generate
 from fathom.physics import NONE, ModelShape, Range
 from fathom.train.memory import FLOPS, Room, plan_memory
 

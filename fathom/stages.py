@@ -7,6 +7,7 @@ from fathom.config import Op
 _TRANSFORMERS = ("torch", "transformers.models.qwen2.modeling_qwen2")
 _ENGINE = (*_TRANSFORMERS, "fathom.engines.hf")
 _TRAINING = (*_TRANSFORMERS, "fathom.train.sft")
+_GENERATION_COST, _TRAINING_COST = "fathom.estimates_generation", "fathom.estimates_training"
 
 
 def _op(
@@ -34,13 +35,15 @@ OPS: dict[str, Op] = {
     "check_tests": _op("fathom.check_tests:run_check_tests", "CheckTestsConfig"),
     "dedup": _op("fathom.curate.ops.dedup:run_dedup", "DedupConfig", version=2),
     "decontaminate": _op("fathom.curate.ops.decontaminate:run_decontaminate", "DecontaminateConfig", version=2),
-    "annotate": _op("fathom.annotate.scale:run_annotate", "AnnotateConfig", preload=_ENGINE),
-    "rewrite": _op("fathom.annotate.rewrite:run_rewrite", "RewriteConfig", preload=_ENGINE),
+    "annotate": _op(
+        "fathom.annotate.scale:run_annotate", "AnnotateConfig", preload=_ENGINE, estimates=_GENERATION_COST
+    ),
+    "rewrite": _op("fathom.annotate.rewrite:run_rewrite", "RewriteConfig", preload=_ENGINE, estimates=_GENERATION_COST),
     "grade": _op("fathom.rollout:run_grade", "GradeConfig"),
-    "rollout": _op("fathom.rollout:run_rollout", "RolloutConfig", preload=_ENGINE),
+    "rollout": _op("fathom.rollout:run_rollout", "RolloutConfig", preload=_ENGINE, estimates=_GENERATION_COST),
     "solve_rate": _op("fathom.curate.ops.solve_rate:run_solve_rate", "SolveRateConfig"),
     "select": _op("fathom.curate.ops.select:run_select", "SelectConfig"),
-    "pairs": _op("fathom.curate.ops.pairs:run_pairs", "PairsConfig", estimates="fathom.estimates_training"),
+    "pairs": _op("fathom.curate.ops.pairs:run_pairs", "PairsConfig", estimates=_TRAINING_COST),
     "mix": _op("fathom.curate.ops.mix:run_mix", "MixConfig"),
     "export": _op("fathom.curate.ops.export:run_export", "fathom.curate.export_config:ExportConfig"),
     "tokenize": _op(
@@ -50,29 +53,29 @@ OPS: dict[str, Op] = {
         "fathom.train.sft:run_sft",
         "fathom.train.config:SftConfig",
         preload=_TRAINING,
-        estimates="fathom.estimates_training",
+        estimates=_TRAINING_COST,
         one_per_device=True,
     ),
     "grpo": _op(
         "fathom.train.grpo:run_grpo",
         "fathom.train.config:GrpoConfig",
         preload=(*_TRAINING, "fathom.train.grpo"),
-        estimates="fathom.estimates_training",
+        estimates=_TRAINING_COST,
     ),
     "prefer": _op(
         "fathom.train.prefer:run_prefer",
         "fathom.train.config:PreferConfig",
         preload=(*_TRAINING, "fathom.train.prefer"),
-        estimates="fathom.estimates_training",
+        estimates=_TRAINING_COST,
         one_per_device=True,
     ),
     "merge": _op(
         "fathom.merge:run_merge",
         "fathom.merge_config:MergeConfig",
         preload=_TRANSFORMERS,
-        estimates="fathom.estimates_training",
+        estimates=_TRAINING_COST,
     ),
-    "gguf": _op("fathom.gguf.export:run_gguf", "fathom.gguf.config:GgufConfig", estimates="fathom.estimates_training"),
-    "evaluate": _op("fathom.evaluate.run:run_evaluate", "EvaluateConfig", preload=_ENGINE),
+    "gguf": _op("fathom.gguf.export:run_gguf", "fathom.gguf.config:GgufConfig", estimates=_TRAINING_COST),
+    "evaluate": _op("fathom.evaluate.run:run_evaluate", "EvaluateConfig", preload=_ENGINE, estimates=_GENERATION_COST),
 }
 """Op name -> where it lives. Raise `version` when the meaning of an op's output changes."""

@@ -6,7 +6,7 @@ from math import comb
 
 import pytest
 
-from fathom import estimates
+from fathom import estimates, estimates_generation
 from fathom.bands import (
     REFERENCE,
     Count,
@@ -194,8 +194,8 @@ def test_a_plan_counts_the_chains_that_waves_are_expected_to_draw():
     config = RolloutConfig.model_validate({**given, "until": UNTIL.model_dump()})
     before = {"p": estimates.Estimate(Range.exactly(1), Range.exactly(1000))}
     setting = estimates.Setting("cpu", 1, Prices(), {})
-    waves = estimates.rollout(config, before, setting)
-    fixed = estimates.rollout(RolloutConfig.model_validate(given), before, setting)
+    waves = estimates_generation.rollout(config, before, setting)
+    fixed = estimates_generation.rollout(RolloutConfig.model_validate(given), before, setting)
     assert fixed.chains == 24 and UNTIL.wave <= waves.chains < 8
     assert waves.tokens.mid == pytest.approx(fixed.tokens.mid * waves.chains / 24)
     assert waves.tokens.low < waves.tokens.mid < waves.tokens.high

@@ -27,6 +27,7 @@ LEVELS: list[set[str]] = [
     {"train", "evaluate", "serve", "report", "merge", "gguf"},
     {"recipe"},
     {"stages", "estimates", "plan_table", "publish"},
+    {"estimates_generation"},
     {"estimates_training"},
     {"api"},
     {"commands", "doctor"},
