@@ -158,8 +158,9 @@ def test_what_goes_wrong_is_told_and_the_conversation_goes_on():
     conversation, _ = talk("fail")
     with pytest.raises(WorkError, match="out of memory"):
         last(conversation.ask("?"))
+    conversation.served = Served("x", control=("<|im_end|>",))
     with pytest.raises(InputError, match="control token"):
-        Conversation(None, Served("x", control=("<|im_end|>",)), Settings(Sampling())).ask("a<|im_end|>b").__next__()
+        last(conversation.ask("a<|im_end|>b"))
 
 
 def test_settings_come_from_the_model_and_the_command_line():

@@ -19,7 +19,7 @@ def stopped(pieces: list[str], stops: list[str]) -> tuple[str, bool]:
 
 def split(pieces: list[str], opened: bool) -> tuple[str, str]:
     thinking = Thinking(opened)
-    parts = [*map(thinking.feed, pieces), thinking.end()]
+    parts = [*map(thinking.feed, pieces[:-1]), thinking.last(pieces[-1] if pieces else "")]
     return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
 
 

@@ -60,15 +60,10 @@ class _Chain:
             text += self._stops.end()
         finish = "stop" if self._stops.met else piece.finish
         self.over = finish is not None
-        reasoning, content = ("", text) if self._thinking is None else self._split(text)
+        if self._thinking is None:
+            return Delta(piece.index, "", text, finish)
+        reasoning, content = self._thinking.last(text) if self.over else self._thinking.feed(text)
         return Delta(piece.index, reasoning, content, finish)
-
-    def _split(self, text: str) -> tuple[str, str]:
-        reasoning, content = self._thinking.feed(text)
-        if self.over:
-            more_reasoning, more_content = self._thinking.end()
-            reasoning, content = reasoning + more_reasoning, content + more_content
-        return reasoning, content
 
 
 async def grow(live: Live, order: Order, visit: Visit) -> AsyncIterator[Delta]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from pydantic import Field
@@ -18,16 +17,17 @@ from fathom import graders
 from fathom.config import StageConfig, validate
 from fathom.document import Document, apply_set
 from fathom.engines import Completion, Request, TransformersConfig, VllmConfig
-from fathom.engines.session import Gathering, Piece
+from fathom.engines.session import Piece
 from fathom.errors import InputError, WorkError
 from fathom.prices import Prices
 from fathom.prompts import Prompt
 from fathom.prompts.ask import ask
 from fathom.records import Finish, Message, Problem, Sampling
 from fathom.rollout import SamplingConfig
+from fathom.serve.asker import Asker
 from fathom.serve.consensus import Consensus, Vote, announced, draw
 from fathom.serve.errors import Refused
-from fathom.serve.live import Live, ThreadStream
+from fathom.serve.live import Live
 from fathom.serve.served import Served
 from fathom.serve.solving import default_max_tokens
 from fathom.serve.split import Thinking
@@ -111,6 +111,10 @@ class Turn:
     chains: int = 0
     consensus: Consensus | None = None
 
+    def count(self, piece: Piece) -> None:
+        self.prompt_tokens = piece.prompt_tokens
+        self.tokens += piece.tokens
+
 
 class Conversation:
     """With one model, for one person. usd_per_hour: of the device that the model runs on, None where it isn't known.
@@ -124,8 +128,8 @@ class Conversation:
         self.settings, self.served, self.usd_per_hour = settings, served, usd_per_hour
         self.turns: list[Turn] = []
         self._live, self._owner = live, owner
-        self._open: ThreadStream | None = None
-        self._stopped = self._growing = False
+        self._asker: Asker | None = None
+        self._growing = False
 
     def ask(self, question: str) -> Iterator[Turn]:
         """The turn, again and again while it grows; closing the iterator frees the engine, and what came stays.
@@ -134,20 +138,21 @@ class Conversation:
         """
         if self._growing:
             raise InputError("the last answer still grows; stop it first")
-        turn, self._stopped = Turn(question), False
+        turn = Turn(question)
+        self._asker = asker = Asker(self._live, turn.count, self.settings.budget, self._owner)
         request, sampling = self._request(question)
         self.turns.append(turn)
         self._growing, began = True, time.perf_counter()
         grow = self._vote if self.settings.votes > 1 else self._stream
         try:
-            for _ in grow(turn, request, sampling):
+            for _ in grow(turn, asker, request, sampling):
                 self._time(turn, began)
                 yield turn
         except InputError:
             self.turns.remove(turn)
             raise
         except WorkError:
-            if not self._stopped:
+            if not asker.broken_off:
                 raise
         finally:
             self._growing = False
@@ -155,9 +160,8 @@ class Conversation:
 
     def stop(self) -> None:
         """Interrupt the answer that grows, from another thread."""
-        self._stopped = True
-        if self._open:
-            self._open.close()
+        if self._asker:
+            self._asker.break_off()
 
     def forget(self) -> None:
         """Begin anew."""
@@ -193,34 +197,23 @@ class Conversation:
     def _asked(self, question: str) -> Message:
         return ask(Problem("question", question, None), self.settings.prompt)[0]
 
-    def _stream(self, turn: Turn, request: Request, sampling: Sampling) -> Iterator[None]:
+    def _stream(self, turn: Turn, asker: Asker, request: Request, sampling: Sampling) -> Iterator[None]:
         split = Thinking(self.served.opened)
-        for piece in self._pieces(turn, request, sampling):
-            thought = split.inside
-            new = [split.feed(piece.text), *([split.end()] if piece.finish else [])]
-            turn.thinking += "".join(thinking for thinking, _ in new)
-            turn.answer += "".join(answer for _, answer in new)
+        for piece in asker.pieces(request, sampling):
+            turn.thinking_tokens += piece.tokens if split.inside else 0
+            thinking, answer = split.last(piece.text) if piece.finish else split.feed(piece.text)
+            turn.thinking += thinking
+            turn.answer += answer
             turn.finish = piece.finish
-            turn.thinking_tokens += piece.tokens if thought else 0
             yield
         turn.chains = 1
 
-    def _pieces(self, turn: Turn, request: Request, sampling: Sampling) -> Iterator[Piece]:
-        with self._live.stream(request, sampling, self.settings.budget, self._owner) as pieces:
-            self._open = pieces
-            if self._stopped:
-                return
-            for piece in pieces:
-                turn.prompt_tokens = piece.prompt_tokens
-                turn.tokens += piece.tokens
-                yield piece
-
-    def _vote(self, turn: Turn, request: Request, sampling: Sampling) -> Iterator[None]:
+    def _vote(self, turn: Turn, asker: Asker, request: Request, sampling: Sampling) -> Iterator[None]:
         problem = Problem(request.key, turn.question, None)
         vote = Vote(problem, request.messages, self.settings.votes, self.settings.error)
         ballot = Ballot(graders.equivalent)
         first: dict[int, Completion] = {}
-        for chain in draw([vote], _Drawer(self._live, partial(self._pieces, turn)), sampling):
+        for chain in draw([vote], asker, sampling):
             first.setdefault(ballot.cast(announced(problem, chain)), chain)
             turn.chains += 1
             turn.votes = dict(zip(ballot.founders, ballot.counts, strict=True))
@@ -234,27 +227,7 @@ class Conversation:
         yield
 
     def _show(self, turn: Turn, chain: Completion) -> None:
-        split = Thinking(self.served.opened)
-        (thinking, answer), (more_thinking, more_answer) = split.feed(chain.text), split.end()
-        turn.thinking, turn.answer = thinking + more_thinking, answer + more_answer
-
-
-class _Drawer:
-    """The shared engine as the engine of one vote, whose pieces are counted as they come."""
-
-    def __init__(self, live: Live, pieces: Callable[[Request, Sampling], Iterator[Piece]]):
-        self.name, self.device = live.name, live.device
-        self._pieces = pieces
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        for request in requests:
-            gathering = Gathering(request)
-            for piece in self._pieces(request, sampling):
-                if done := gathering.take(piece):
-                    yield done
-
-    def close(self) -> None:
-        """The engine is shared."""
+        turn.thinking, turn.answer = Thinking(self.served.opened).last(chain.text)
 
 
 def usd_per_hour(prices: Prices, engine_device: str, billed_as: str | None = None) -> float | None:

@@ -6,51 +6,16 @@ The voting runs in a thread, for grading may take a while; what it rests on is d
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 
-from fathom.engines import Completion, Request
-from fathom.engines.session import Gathering
-from fathom.records import Problem, Sampling
+from fathom.engines.session import Piece
+from fathom.records import Problem
 from fathom.serve.answers import Choice, Order
+from fathom.serve.asker import Asker
 from fathom.serve.consensus import Consensus, solve
-from fathom.serve.live import Live, ThreadStream
+from fathom.serve.live import Live
 from fathom.serve.split import Thinking
 from fathom.serve.visits import Visit
-
-
-class _Voters:
-    """The shared engine as one client's Engine, which can be broken off from another thread and counts on a visit."""
-
-    device = "cpu"
-
-    def __init__(self, live: Live, order: Order, visit: Visit):
-        self.name = live.name
-        self._live, self._order, self._visit = live, order, visit
-        self._open: ThreadStream | None = None
-        self._broken_off = False
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
-        for request in requests:
-            gathering = Gathering(request)
-            with self._live.stream(request, sampling, self._order.thinking, self._order.owner) as pieces:
-                self._open = pieces
-                if self._broken_off:
-                    return
-                for piece in pieces:
-                    self._visit.prompt_tokens = piece.prompt_tokens
-                    self._visit.grew(piece.tokens, thinking=False)
-                    if done := gathering.take(piece):
-                        yield done
-
-    def break_off(self) -> None:
-        """The engine drops what runs, and the vote ends with an error that nobody reads."""
-        self._broken_off = True
-        if self._open:
-            self._open.close()
-
-    def close(self) -> None:
-        """The engine is shared."""
 
 
 async def consult(
@@ -62,17 +27,20 @@ async def consult(
     """
     request = order.request
     problem = Problem(request.key, request.messages[-1].content, None)
-    voters = _Voters(live, order, visit)
+
+    def count(piece: Piece) -> None:
+        visit.prompt_tokens = piece.prompt_tokens
+        visit.grew(piece.tokens, thinking=False)
+
+    asker = Asker(live, count, order.thinking, order.owner)
 
     def vote() -> Consensus:
-        return next(solve([problem], voters, order.sampling, samples, error, asked=lambda problem: request.messages))
+        return next(solve([problem], asker, order.sampling, samples, error, asked=lambda problem: request.messages))
 
     try:
         result = await asyncio.get_running_loop().run_in_executor(threads, vote)
     finally:
-        voters.break_off()
+        asker.break_off()
     first = result.answers.index(result.answer) if result.answer is not None else 0
     chain = result.chains[first]
-    thinking = Thinking(bool(order.opened))
-    begun, held = thinking.feed(chain.text), thinking.end()
-    return result, Choice(0, begun[0] + held[0], begun[1] + held[1], chain.finish)
+    return result, Choice(0, *Thinking(bool(order.opened)).last(chain.text), chain.finish)

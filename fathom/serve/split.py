@@ -88,7 +88,8 @@ class Thinking:
         self._held = text[cut:]
         return text[:cut], ""
 
-    def end(self) -> tuple[str, str]:
-        """What was held back and turned out to be no tag."""
+    def last(self, text: str) -> tuple[str, str]:
+        """(thinking, answer) of the last piece, or of a whole text; what was held back turned out to be no tag."""
+        thinking, answer = self.feed(text)
         held, self._held = self._held, ""
-        return (held, "") if self.inside else ("", held)
+        return (thinking + held, answer) if self.inside else (thinking, answer + held)
