@@ -26,7 +26,13 @@ KEYS = {
     "a Slack token": rb"\bxox[abeprs]-[A-Za-z0-9-]{10,}",
     "a private key": rb"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-PATHS = {"a path of a home directory": rb"(?:/(?:home|Users)/|[A-Z]:\\\\?Users\\\\?)[\w.-]+[/\\]|(?<![\w.])/root/\w"}
+HOMES = (
+    rb"/(?:home|Users)/[\w.-]+[/\\]",  # Linux and macOS
+    rb"[A-Z]:\\\\?Users\\\\?[\w.-]+[/\\]",  # Windows, with backslashes as they are or doubled, as JSON has them
+    rb"(?<![\w.])/(?:root)/\w",  # the administrator's
+)
+"""What a path below somebody's home directory looks like: shapes to look for in files, no paths of any machine."""
+PATHS = {"a path of a home directory": b"|".join(HOMES)}
 VOCABULARY = {"tokenizer.json", "vocab.json", "merges.txt"}
 """Files of words that a tokenizer learnt, among which paths are no news."""
 SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD)S?$")
@@ -46,7 +52,7 @@ class Finding:
 
 
 def scan(folder: Path, names: Sequence[str], environment: Mapping[str, str]) -> Iterator[Finding]:
-    """What is found in these files of a folder, file by file and line by line."""
+    """What is found in these files of a folder, file by file: of each kind the first place."""
     keys = {what: re.compile(pattern) for what, pattern in KEYS.items()} | _own_secrets(environment)
     paths = {what: re.compile(pattern) for what, pattern in PATHS.items()} | _own_places(folder)
     for name in names:
@@ -60,9 +66,8 @@ def _scan_file(path: Path, name: str, patterns: Mapping[str, re.Pattern[bytes]])
         text = b"\0" not in head
         content = head + stream.read() if text else head
     for what, pattern in patterns.items():
-        for found in pattern.finditer(content):
+        if found := pattern.search(content):
             yield Finding(name, content.count(b"\n", 0, found.start()) + 1 if text else 0, what)
-            break
 
 
 def _own_secrets(environment: Mapping[str, str]) -> dict[str, re.Pattern[bytes]]:
