@@ -126,6 +126,7 @@ def test_a_template_whose_turns_depend_on_one_another_is_refused(tmp_path: Path)
         ),
         ("config.json", "rope_parameters", {"rope_type": "yarn", "rope_theta": 1e6}, "rope_type 'yarn'"),
         ("config.json", "use_sliding_window", True, "only full attention"),
+        ("config.json", "num_key_value_heads", None, "config.json: no num_key_value_heads; a GGUF needs"),
         ("tokenizer.json", "pre_tokenizer", {"type": "Whitespace"}, "not Qwen2's tokenizer"),
         ("config.json", "vocab_size", 800, "9 tokens more than vocab_size"),
         ("config.json", "num_hidden_layers", 1, "has no place in a qwen2 GGUF"),

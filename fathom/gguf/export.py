@@ -31,6 +31,18 @@ QWEN_SPLIT = (
 )
 """How Qwen2's tokenizer cuts text into words, which llama.cpp knows as `qwen2`."""
 
+SHAPE = (
+    "vocab_size",
+    "max_position_embeddings",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "rms_norm_eps",
+)
+"""Keys of config.json that a GGUF repeats."""
+
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 """What the bytes of a tensor are read as; bfloat16 is the upper half of a float32."""
@@ -120,6 +132,8 @@ def _checked(source: Path) -> dict[str, Any]:
             f"{where}: model_type {config.get('model_type')!r}: GGUF is written for {' and '.join(ARCHITECTURES)}; "
             "llama.cpp's convert_hf_to_gguf.py knows the others"
         )
+    if missing := [key for key in SHAPE if config.get(key) is None]:
+        raise InputError(f"{where}: no {', '.join(missing)}; a GGUF needs them")
     if _rope(config).get("rope_type", "default") != "default":
         raise InputError(f"{where}: rope_type {_rope(config)['rope_type']!r}: only default positions are written")
     if config.get("use_sliding_window"):
