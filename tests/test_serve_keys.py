@@ -68,6 +68,11 @@ def test_a_wrong_file_of_keys_is_one_line_without_a_key(tmp_path, text, told):
     assert "secret" not in str(error.value)
 
 
+def test_a_key_in_the_place_of_its_entry_is_not_repeated():
+    with pytest.raises(InputError, match=r"^\$FATHOM_SERVE_KEYS: expected entries of the form name:sha256$"):
+        read_keys(None, Limits(), "fathom-secret")
+
+
 def test_a_made_key_opens_with_the_entry_that_was_printed(tmp_path):
     made = subprocess.run(
         [sys.executable, "-m", "fathom.serve.keys", "alice"], capture_output=True, text=True, check=True

@@ -86,18 +86,18 @@ async def grow(live: Live, order: Order, visit: Visit) -> AsyncIterator[Delta]:
                 return
 
 
-@dataclass
+@dataclass(frozen=True)
 class Choice:
-    """A choice as far as it has come."""
+    """A whole choice."""
 
     index: int
-    reasoning: str = ""
-    content: str = ""
-    finish: Finish | None = None
+    reasoning: str
+    content: str
+    finish: Finish
 
 
 class Choices:
-    """Puts deltas together."""
+    """Puts the deltas of choices together that come to their end."""
 
     def __init__(self) -> None:
         self._parts: dict[int, list[Delta]] = {}

@@ -52,7 +52,7 @@ class Kept:
     async def once(self, owner: str, name: str, request: bytes) -> AsyncIterator[Ticket]:
         """Enter the making of an answer. name: the client's key for it; request: what it asks.
 
-        Raises Refused: 422 where the name belongs to another request, 409 while its answer is in the making.
+        Raises Refused: 400 for a name that is none, 409 while its answer is in the making, 422 where it belongs to another request.
         """
         if not name.isprintable() or len(name) > MOST_NAME:
             raise Refused(400, f"Idempotency-Key: expected at most {MOST_NAME} printable characters")

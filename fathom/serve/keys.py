@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from fathom.config import StageConfig
 from fathom.document import load_document
@@ -80,19 +79,19 @@ def read_keys(path: Path | None, usual: Limits, variable: str | None = None) -> 
     variable: value of the environment variable. Raises InputError that names the file and the entry, never a hash.
     """
     given = load_document(path).values if path else {}
-    where = str(path)
     entries: dict[str, KeyEntry] = {}
     for name, values in given.items():
         if isinstance(values, str):
             values = {"sha256": values}
-        entries[name] = _entry(name, values, usual, where)
-    for word in re.split(r"[\s,]+", variable or ""):
-        if word:
-            name, _, digest = word.partition(":")
-            entries[name] = _entry(name, {"sha256": digest}, usual, f"${VARIABLE}")
+        entries[name] = _entry(name, values, usual, str(path))
+    for word in filter(None, re.split(r"[\s,]+", variable or "")):
+        name, colon, digest = word.partition(":")
+        if not colon:  # a whole key, perhaps: it is not repeated
+            raise InputError(f"${VARIABLE}: expected entries of the form name:sha256")
+        entries[name] = _entry(name, {"sha256": digest}, usual, f"${VARIABLE}")
     digests = [entry.sha256 for entry in entries.values()]
     if len(set(digests)) < len(digests):
-        raise InputError(f"{where if path else '$' + VARIABLE}: two names have the same key")
+        raise InputError(f"{path or f'${VARIABLE}'}: two names have the same key")
     return Keys(entries)
 
 
@@ -102,7 +101,7 @@ def _entry(name: str, values: object, usual: Limits, where: str) -> KeyEntry:
     if not isinstance(values, dict):
         raise InputError(f"{where}: {name}: expected {{sha256: ...}}")
     try:
-        return TypeAdapter(KeyEntry).validate_python({**usual.model_dump(), **values})
+        return KeyEntry.model_validate({**usual.model_dump(), **values})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         what = "expected the 64 hexadecimal digits of a key's SHA-256" if first["loc"] == ("sha256",) else first["msg"]
@@ -111,10 +110,6 @@ def _entry(name: str, values: object, usual: Limits, where: str) -> KeyEntry:
 
 def new_key() -> str:
     return f"fathom-{secrets.token_urlsafe(32)}"
-
-
-def environment_keys() -> str | None:
-    return os.environ.get(VARIABLE)
 
 
 def main() -> None:

@@ -30,8 +30,8 @@ from fathom.serve.errors import Refused
 HEADER_BYTES = 64 << 10
 """Of one request's first line and headers together."""
 
-
 LINGER_SECONDS = 1.0
+"""That a connection which is hung up on stays open, so that its client gets to read why."""
 
 
 class Protocol(H11Protocol):

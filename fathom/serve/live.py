@@ -87,12 +87,10 @@ class Live:
         self._submit(stream, [request], sampling, thinking, owner)
         return stream
 
-    def generate(
-        self, requests: Sequence[Request], sampling: Sampling, thinking: int | None = None, owner: str = ""
-    ) -> Iterator[Completion]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
         """As any engine's: chains as they end. Leaving the iteration cancels what still runs. Raises as `stream` does."""
         with ThreadStream(self) as pieces:
-            tickets = self._submit(pieces, requests, sampling, thinking, owner)
+            tickets = self._submit(pieces, requests, sampling, thinking=None, owner="")
             gathering = {t: Gathering(request) for t, request in zip(tickets, requests, strict=True)}
             for piece in pieces:
                 if done := gathering[piece.ticket].take(piece):

@@ -105,12 +105,9 @@ def chart(turn: Turn | None) -> str:
     rest = sum(count for _, count in counted[MOST_BARS:])
     silent = turn.chains - sum(turn.votes.values())
     most = max([count for _, count in counted] + [silent])
-    rows = [
-        _row(answer, count, most, "winner" * (not number)) for number, (answer, count) in enumerate(counted[:MOST_BARS])
-    ]
-    rows += [_row("others", rest, most, "silent")] * bool(rest) + [_row("no answer", silent, most, "silent")] * bool(
-        silent
-    )
+    shown = counted[:MOST_BARS]
+    rows = [_row(answer, count, most, "winner" if answer == shown[0][0] else "") for answer, count in shown]
+    rows += [_row(name, count, most, "silent") for name, count in (("others", rest), ("no answer", silent)) if count]
     told = agreement(turn.consensus) if turn.consensus else f"{turn.chains} chains so far"
     saved = turn.consensus.saved if turn.consensus else 0
     spared = f"<p>About {saved:,} tokens saved by stopping early.</p>" if saved else ""

@@ -63,9 +63,8 @@ class Terminal:
         """Questions and commands, line by line, until the input ends or /quit."""
         with _line_editing(self._history if self._watched else None):
             if self._watched:
-                signal.signal(
-                    signal.SIGINT, signal.default_int_handler
-                )  # also where a shell started us with it ignored
+                # Also where a shell started us with the signal ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 self._say(self._greeting())
             while (line := self._read()) is not None and line not in ("/quit", "/exit"):
                 try:
@@ -218,8 +217,8 @@ def figures(turn: Turn) -> str:
     thought = f", {turn.thinking_tokens:,} of them thinking" if turn.thinking_tokens else ""
     cut = " (cut by the token limit)" if turn.finish == "length" else ""
     price = "unpriced" if turn.usd is None else dollars(turn.usd)
-    speed = f"{turn.tokens / turn.seconds:,.0f} tokens/s" if turn.seconds else ""
-    took = f"{turn.tokens:,} tokens{thought}{cut} · {turn.seconds:.1f} s · {speed} · {price}"
+    speed = f" · {turn.tokens / turn.seconds:,.0f} tokens/s" if turn.seconds else ""
+    took = f"{turn.tokens:,} tokens{thought}{cut} · {turn.seconds:.1f} s{speed} · {price}"
     return f"{agreement(turn.consensus)}\n{took}" if turn.consensus else took
 
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -103,7 +103,7 @@ def log_line(visit: Visit) -> str:
     return json.dumps(row)
 
 
-def write_log(visit: Visit, stream: TextIO | None = None) -> None:
-    """One line, to stderr unless said otherwise; a log that can't be written stops nobody's answer."""
+def write_log(visit: Visit) -> None:
+    """One line, to stderr; a log that can't be written stops nobody's answer."""
     with contextlib.suppress(OSError):
-        print(log_line(visit), file=stream or sys.stderr, flush=True)
+        print(log_line(visit), file=sys.stderr, flush=True)
