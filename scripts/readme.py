@@ -158,11 +158,7 @@ def tree_section() -> str:
 def _entries(folder: Path, depth: int) -> Iterator[tuple[str, str]]:
     indent = "  " * depth
     for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name)):
-        if (
-            path.is_dir()
-            and any(p.suffix in LISTED for p in path.rglob("*"))
-            and path.name not in ("__pycache__", "results")
-        ):
+        if path.is_dir() and any(p.suffix in LISTED for p in path.rglob("*")) and path.name not in SKIPPED:
             yield f"{indent}{path.name}/", _first_sentence(path / "__init__.py") or _first_sentence(path / "README.md")
             yield from _entries(path, depth + 1)
         elif path.suffix in LISTED and path.name not in ("__init__.py", "README.md"):

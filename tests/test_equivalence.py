@@ -1,12 +1,21 @@
 """The ladder on tables of (gold, answer, is it the same?), a row for each form that answers take."""
 
+import re
+from pathlib import Path
+
 import pytest
-import same_forms
-import same_values
 
 from fathom.graders.equivalence import decide, equivalent
 
-TABLE = same_values.ROWS + same_forms.ROWS
+
+def read_table(name: str) -> list[tuple[str, str, bool]]:
+    """Lines of a file beside this one, "GOLD ≡ ANSWER" for the same answer and "GOLD ≢ ANSWER" for another; # begins a title."""
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    rows = (re.split(" ([≡≢]) ", line) for line in lines if line and not line.startswith("# "))
+    return [(gold, answer, sign == "≡") for gold, sign, answer in rows]
+
+
+TABLE = read_table("same_values.txt") + read_table("same_forms.txt")
 
 
 @pytest.mark.parametrize(("gold", "answer", "expected"), TABLE, ids=lambda value: str(value)[:40])
