@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,22 @@ def hashes(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.iterdir())}
 
 
+class Stale(TransformersEngine):
+    """Takes over no weights after the first. honest: and says so."""
+
+    honest = True
+
+    def push(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
+        if version == 0:
+            super().push(weights, version)
+        elif not self.honest:
+            self.version = version
+
+
+class LyingStale(Stale):
+    honest = False
+
+
 class Killed(BaseException):
     """As a kill would, nothing catches it."""
 
@@ -96,6 +112,18 @@ def bomb(function: Callable, count: int, blow: Callable[[], None] | None = None)
     return wrapped
 
 
+def kill_at(
+    place: str, count: int, blow: Callable[[], None] | None = None, put: Callable[..., None] = setattr
+) -> Callable:
+    """Lay a bomb: the count-th call of "grade", "write" (of a batch) or (optimizer) "step" kills. Returns the grader to run with."""
+    if place == "grade":
+        return bomb(parity, count, blow)
+    places = {"write": (fathom.train.grpo, "write_batch"), "step": (fathom.train.loop, "optimizer_step")}
+    module, name = places[place]
+    put(module, name, bomb(getattr(module, name), count, blow))
+    return parity
+
+
 def main(work: Path, place: str, count: int, settings: dict[str, Any]) -> None:
     """Run the stage in `work` (problems.jsonl, model); at the count-th call of the place this process sends itself SIGKILL."""
     torch.set_num_threads(1)
@@ -103,11 +131,7 @@ def main(work: Path, place: str, count: int, settings: dict[str, Any]) -> None:
     def blow() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    grade = bomb(parity, count, blow) if place == "grade" else parity
-    if place == "write":
-        fathom.train.grpo.write_batch = bomb(fathom.train.grpo.write_batch, count, blow)
-    if place == "step":
-        fathom.train.loop.optimizer_step = bomb(fathom.train.loop.optimizer_step, count, blow)
+    grade = kill_at(place, count, blow)
     grpo({"model": work / "model", "problems": work}, work, grade, **settings)
 
 

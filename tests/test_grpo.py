@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_stage import SETTINGS, Killed, bomb, grpo, hashes, lines, open_method, parity, write_inputs
+from grpo_stage import (
+    SETTINGS,
+    Killed,
+    LyingStale,
+    Stale,
+    grpo,
+    hashes,
+    kill_at,
+    lines,
+    open_method,
+    parity,
+    write_inputs,
+)
 
 import fathom.engines.hf
 import fathom.train.grpo
 import fathom.train.loop
 from fathom import commands, estimates, estimates_training, physics
-from fathom.engines.hf import TransformersEngine
 from fathom.errors import InputError, WorkError
 from fathom.recipe.schema import load_recipe
 from fathom.records import Problem, Verdict, write_jsonl
@@ -167,24 +178,6 @@ def test_a_grader_that_always_says_yes_is_caught(inputs, tmp_path):
         grpo(inputs, tmp_path, lambda *_: Verdict("yes", True, "yes/1"), max_tokens=60, watchdogs={"held_out": 0})
 
 
-class Stale(TransformersEngine):
-    """Ignores pushed weights after the first."""
-
-    honest = True
-
-    def push(self, weights, version):
-        if version == 0:
-            super().push(weights, version)
-        elif not self.honest:
-            self.version = version
-
-
-class LyingStale(Stale):
-    """And says that it has them."""
-
-    honest = False
-
-
 @pytest.mark.parametrize(
     ("engine", "reason"), [(Stale, "weights that are 1 batches old"), (LyingStale, "differ by .* nats per token")]
 )
@@ -235,12 +228,8 @@ def undisturbed(inputs, tmp_path_factory):
     ],
 )
 def test_killed_within_a_step_it_ends_in_the_same_bytes(undisturbed, inputs, tmp_path, monkeypatch, place, count):
-    grade = bomb(parity, count) if place == "grade" else parity
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        if place == "write":
-            patch.setattr(fathom.train.grpo, "write_batch", bomb(fathom.train.grpo.write_batch, count))
-        if place == "step":
-            patch.setattr(fathom.train.loop, "optimizer_step", bomb(fathom.train.loop.optimizer_step, count))
+        grade = kill_at(place, count, put=patch.setattr)
         grpo(inputs, tmp_path, grade)
     grpo(inputs, tmp_path)
     assert hashes(tmp_path / "out") == undisturbed
@@ -248,7 +237,7 @@ def test_killed_within_a_step_it_ends_in_the_same_bytes(undisturbed, inputs, tmp
 
 def test_what_was_drawn_is_not_drawn_again(undisturbed, inputs, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(fathom.train.loop, "optimizer_step", bomb(fathom.train.loop.optimizer_step, 2))
+        kill_at("step", 2, put=patch.setattr)
         grpo(inputs, tmp_path)
     asked = []
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from grpo_stage import Killed, bomb, grpo, hashes, lines, parity, write_inputs
+from grpo_stage import Killed, LyingStale, Stale, grpo, hashes, kill_at, lines, parity, write_inputs
 
 import fathom.engines.hf
 import fathom.train.grpo
@@ -54,22 +54,6 @@ def test_what_was_drawn_ahead_is_corrected_for(undisturbed):
     batch = read_batch(undisturbed["lag"] / "scratch/batches/000002.safetensors")
     ratios = [o - s for chain in batch.chains for o, s in zip(chain.old, chain.sampled, strict=True)]
     assert max(map(abs, ratios)) > 1e-3  # both are kept, and the loss weighs a token by their ratio
-
-
-class Stale(TransformersEngine):
-    """Takes over no weights after the first. honest: and says so."""
-
-    honest = True
-
-    def push(self, weights, version):
-        if version == 0:
-            super().push(weights, version)
-        elif not self.honest:
-            self.version = version
-
-
-class LyingStale(Stale):
-    honest = False
 
 
 @pytest.mark.parametrize(
@@ -161,12 +145,8 @@ def test_a_chain_that_was_begun_ends_as_one_that_was_not(inputs):
 )
 def test_killed_it_ends_in_the_same_bytes(undisturbed, inputs, tmp_path, monkeypatch, name, place, count):
     settings = {"lag": LAG, "more": MORE, "both": {**LAG, **MORE}}[name]
-    grade = bomb(parity, count) if place == "grade" else parity
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        if place == "write":
-            patch.setattr(fathom.train.grpo, "write_batch", bomb(fathom.train.grpo.write_batch, count))
-        if place == "step":
-            patch.setattr(fathom.train.loop, "optimizer_step", bomb(fathom.train.loop.optimizer_step, count))
+        grade = kill_at(place, count, put=patch.setattr)
         grpo(inputs, tmp_path, grade, **settings)
     grpo(inputs, tmp_path, **settings)
     assert hashes(tmp_path / "out") == hashes(undisturbed[name] / "out")
