@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from sft_workload import command  # noqa: E402
+from provenance import command  # noqa: E402
 
 from fathom.sources.generated import GeneratedConfig, generate  # noqa: E402
 from fathom.train.config import OptimizerConfig  # noqa: E402

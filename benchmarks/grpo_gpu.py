@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
 import signal
@@ -27,6 +26,8 @@ import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+from provenance import command, versions
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "grpo_gpu.json"
@@ -128,25 +129,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, json.dumps(report.get("ratio"))])
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
 def main() -> None:
     options = arguments()
     if options.child:
         run_side(options.child, options)
         return
-    from sft_workload import command
-
     started = time.time()
-    report: dict[str, Any] = {"command": command(), "versions": versions()}
+    report: dict[str, Any] = {"command": command(), "versions": versions(*PACKAGES)}
     with tempfile.TemporaryDirectory() as directory:
         for side in options.only.split(","):
             left = options.limit - (time.time() - started)

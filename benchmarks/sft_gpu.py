@@ -16,7 +16,6 @@ benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test for a CPU.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -29,10 +28,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from provenance import command, versions
+
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "sft_gpu.json"
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 SIDES = ("anchor", "fathom", "float8")
+PACKAGES = ("torch", "transformers", "trl", "liger_kernel", "torchao", "triton")
 LIMITS = {"anchor": 330, "fathom": 240, "float8": 150, "optimizer": 90}
 """Seconds that a side may take."""
 
@@ -190,28 +192,13 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join([*lines, json.dumps(report["ratios"])])
 
 
-def versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "transformers", "trl", "liger_kernel", "torchao", "triton"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
-
-
 def main() -> None:
     options = arguments()
     if options.child:
         run_side(options.child, options)
         return
-    from sft_workload import command
-
     started = time.time()
-    report: dict[str, Any] = {
-        "command": command(),
-        "versions": versions(),
-    }
+    report: dict[str, Any] = {"command": command(), "versions": versions(*PACKAGES)}
     with tempfile.TemporaryDirectory() as directory:
         for part in options.only.split(","):
             side, _, names = part.partition(":")

@@ -26,16 +26,6 @@ sys.path.insert(0, str(ROOT))
 
 from fathom.physics import DEVICES, ModelShape  # noqa: E402
 
-
-def command() -> str:
-    """How this benchmark was started, without the place where its result went."""
-    words = ["python", str(Path(sys.argv[0]).resolve().relative_to(ROOT)), *sys.argv[1:]]
-    if "--out" in words:
-        place = words.index("--out")
-        del words[place : place + 2]
-    return " ".join(words)
-
-
 LEARNING_RATE, BETAS, CLIP = 1e-5, (0.9, 0.95), 1.0
 CAP, MEAN, VARIATION = 16384, 8192, 0.5
 """Packed mix: log-normal lengths with this mean and coefficient of variation, cut at the cap."""

@@ -25,7 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from sft_workload import LEARNING_RATE, ROOT, SHAPES, command, random_model, tokens
+from provenance import command
+from sft_workload import LEARNING_RATE, ROOT, SHAPES, random_model, tokens
 
 from fathom.ledger import Meter
 from fathom.tokens import EncodedExample
