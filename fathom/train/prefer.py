@@ -8,7 +8,6 @@ What is a pair, and of which chains, is `fathom/curate/pairs.py`'s business.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from fathom.chunks import write_whole
 from fathom.errors import InputError
 from fathom.ledger import Meter
-from fathom.records import Example, Pair, json_lines, read_jsonl
+from fathom.records import Example, Pair, json_lines
 from fathom.tokens import EncodedExample, load_tokenizer
 from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
 from fathom.train.config import DpoConfig, PreferConfig, SimpoConfig
@@ -28,7 +27,7 @@ from fathom.train.loop import LogRow, Step
 from fathom.train.losses import chain_sums, preference_losses
 from fathom.train.open_step import Work
 from fathom.train.parallel import Forward, World
-from fathom.train.stage import Data, encode_row, train_stage
+from fathom.train.stage import Data, encode_row, read_rows, train_stage
 from fathom.weights import tensor_entries
 
 Two = tuple[float, float]
@@ -191,12 +190,7 @@ def read_pairs(source: Path, tokenizer: PreTrainedTokenizerBase, config: PreferC
     Raises InputError, see `run_prefer`, and when none fits `max_length`.
     """
     path = source / "pairs.jsonl" if source.is_dir() else source
-    pairs = list(read_jsonl(path, Pair))
-    if not pairs:
-        raise InputError(f"{path}: no pairs to train on")
-    repeated, count = Counter(pair.id for pair in pairs).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: pair id {repeated!r} occurs {count} times")
+    pairs = read_rows(path, Pair)
     rows: list[Row] = []
     data = Data([], [], [])
     for pair in pairs:

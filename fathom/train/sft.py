@@ -7,7 +7,6 @@ The optimizer, checkpoints and the log are the loop's; the stage around it is `s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,14 @@ from transformers import PreTrainedTokenizerBase
 
 from fathom.errors import InputError
 from fathom.ledger import Meter
-from fathom.records import Example, read_jsonl
+from fathom.records import Example
 from fathom.tokens import EncodedExample, load_tokenizer
 from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
 from fathom.train.config import SftConfig
 from fathom.train.loop import LogRow, Step
 from fathom.train.losses import weighted_nll
 from fathom.train.open_step import Work
-from fathom.train.stage import Data, encode_row, train_stage
+from fathom.train.stage import Data, encode_row, read_rows, train_stage
 from fathom.weights import tensor_entries
 
 
@@ -118,12 +117,7 @@ def examples_file(source: Path) -> Path:
 
 def read_examples(path: Path, order: str) -> list[Example]:
     """The rows, checked: there are some, no id repeats, and each has a difficulty in curriculum order."""
-    examples = list(read_jsonl(path, Example))
-    if not examples:
-        raise InputError(f"{path}: no examples to train on")
-    repeated, count = Counter(example.id for example in examples).most_common(1)[0]
-    if count > 1:
-        raise InputError(f"{path}: example id {repeated!r} occurs {count} times")
+    examples = read_rows(path, Example)
     if order == "curriculum":
         for example in examples:
             if example.difficulty is None:

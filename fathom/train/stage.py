@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from fathom.chunks import write_rows
 from fathom.errors import InputError
 from fathom.ledger import Meter
-from fathom.records import Example
+from fathom.records import Example, Pair, read_jsonl
 from fathom.tokens import EncodedExample, encode_example, template_hash
 from fathom.train import preflight
 from fathom.train.adapter import load_adapted, merged
@@ -149,6 +150,21 @@ def rows_hash(rows: Sequence[EncodedExample]) -> str:
         digest.update(f"{row.id}\0{len(row.ids)}\0".encode())
         digest.update(array("q", row.ids).tobytes() + array("d", row.weights).tobytes())
     return digest.hexdigest()
+
+
+Kept = TypeVar("Kept", Example, Pair)
+
+
+def read_rows(path: Path, kind: type[Kept]) -> list[Kept]:
+    """The rows of a file to train on. Raises InputError where there are none, or an id repeats."""
+    noun = kind.__name__.lower()
+    rows = list(read_jsonl(path, kind))
+    if not rows:
+        raise InputError(f"{path}: no {noun}s to train on")
+    repeated, count = Counter(row.id for row in rows).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: {noun} id {repeated!r} occurs {count} times")
+    return rows
 
 
 def encode_row(tokenizer: PreTrainedTokenizerBase, example: Example, path: Path) -> EncodedExample:
