@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fathom.config import suggest
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 
 Place = tuple  # path of keys and list indices from the root
 
@@ -124,7 +124,7 @@ def _read(path: Path) -> Document:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML ({error.problem or error.context})") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not YAML ({first_line(error)})") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping at the top level")
     return Document(str(path), values, places)

@@ -24,3 +24,8 @@ class WorkError(FathomError):
 
 class BudgetStop(WorkError):
     """The next piece of work does not fit the budget (exit code 1)."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, as the part of a message: its first line, or its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -20,7 +20,7 @@ from fathom.engines.running import RunningBatch
 from fathom.engines.session import completions
 from fathom.engines.slots import ATTENTION
 from fathom.engines.text import ModelText
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.records import Sampling
 from fathom.weights import tensor_entries
 
@@ -51,7 +51,7 @@ class TransformersEngine:
             )
         except Exception as error:
             raise InputError(
-                f"{model_dir}: can't be loaded as a causal language model ({str(error).splitlines()[0]})"
+                f"{model_dir}: can't be loaded as a causal language model ({first_line(error)})"
             ) from error
         _check_supported(self.model.config, model_dir)
         self.model.to(self.device).eval()

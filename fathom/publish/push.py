@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError, WorkError, first_line
 
 
 def check_repo(repo: str) -> None:
@@ -15,7 +15,7 @@ def check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise InputError(f"--repo {repo}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--repo {repo}: {first_line(error)}") from None
     if repo.count("/") != 1:
         raise InputError(f"--repo {repo}: expected org/name")
 
@@ -34,5 +34,4 @@ def push(folder: Path, repo: str, token: str, private: bool, message: str, branc
             api.create_branch(repo, branch=branch, exist_ok=True)
         return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, revision=branch).commit_url
     except Exception as error:  # refusals, bad metadata, transport: the client's errors share no base of their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WorkError(f"publishing {repo} failed ({reason}); the same command tries again") from error
+        raise WorkError(f"publishing {repo} failed ({first_line(error)}); the same command tries again") from error

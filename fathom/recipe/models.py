@@ -10,7 +10,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError, WorkError, first_line
 from fathom.store import hash_path
 
 _HUB = re.compile(r"^(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
@@ -47,7 +47,7 @@ def locate(spec: str, where: str) -> Path:
             f"{where}: {spec}: no such directory, and the hub has no model {match['name']!r} (or wants a token in HF_TOKEN)"
         ) from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise WorkError(f"{where}: {spec}: no such directory, and downloading it from the hub failed ({why})") from None
 
 

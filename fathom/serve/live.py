@@ -124,7 +124,9 @@ class Live:
         """Take no more, let what was taken end, for at most `seconds` where given, cut the rest and close the engine."""
         self.refuse()
         self._thread.join(seconds)
-        self._cancel(list(self._jobs), WorkError(f"{self.name}: stopped before this chain ended"))
+        with self._changed:
+            left = list(self._jobs)
+        self._cancel(left, WorkError(f"{self.name}: stopped before this chain ended"))
         self._thread.join()
         self.engine.close()
 

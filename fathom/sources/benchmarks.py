@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from fathom.config import FileInput, StageConfig
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.records import Kind, Problem
 from fathom.sources import livecodebench
 from fathom.sources.files import Row, read_rows
@@ -137,9 +137,8 @@ def _hub_rows(name: str, entry: Entry, revision: str | None) -> Iterator[Row]:
         else:
             rows = datasets.load_dataset(hub.name, hub.config, split=hub.split, revision=pinned)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"benchmark {name!r}: can't read {hub.name} from the hub ({reason}); "
+            f"benchmark {name!r}: can't read {hub.name} from the hub ({first_line(error)}); "
             f"a local file will do: {{name: {name}, path: FILE.jsonl}}"
         ) from None
     for number, row in enumerate(rows, 1):

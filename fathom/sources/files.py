@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.records import json_lines
 
 Row = tuple[str, Any]
@@ -61,7 +61,7 @@ def _local_parquet(path: Path) -> Iterator[Row]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (pyarrow.lib.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)})") from None
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from fathom.config import FileInput
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError, WorkError, first_line
 from fathom.records import parsed_lines
 from fathom.sources.corpora import CORPORA, Corpus
 from fathom.sources.files import Row, parquet_rows
@@ -72,8 +72,7 @@ def _rows(corpus: Corpus, config: HubConfig, split: str) -> Iterator[Row]:
             for url in _files(corpus, config, subset, split):
                 yield from _read(url, _name(url, config.path))
     except (*network, ValueError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise (InputError if config.path else WorkError)(f"{place}: {reason}") from None
+        raise (InputError if config.path else WorkError)(f"{place}: {first_line(error)}") from None
 
 
 def _files(corpus: Corpus, config: HubConfig, subset: str | None, split: str) -> list[str]:
