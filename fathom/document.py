@@ -7,14 +7,14 @@ as everyone writes them (`1e-5` is a number, `no` is a word). It knows nothing o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fathom.config import suggest
+from fathom.config import Model, suggest, validate
 from fathom.errors import InputError, first_line
 
 Place = tuple  # path of keys and list indices from the root
@@ -161,6 +161,17 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def with_sets(cls: type[Model], name: str, values: dict[str, Any], sets: Sequence[str]) -> Model:
+    """A command's configuration: these values, with `--set` assignments over them.
+
+    name: of the command, for messages. Raises InputError for an unknown key or a wrong value.
+    """
+    document = Document(name, values)
+    for assignment in sets:
+        apply_set(document, assignment)
+    return validate(cls, document.values, document.where)
 
 
 def apply_set(

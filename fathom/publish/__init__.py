@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fathom.config import StageConfig, validate
-from fathom.document import Document, apply_set
+from fathom.config import StageConfig
+from fathom.document import with_sets
 from fathom.errors import InputError
 from fathom.publish.push import check_repo, push
 from fathom.publish.scan import Finding, scan
@@ -48,10 +48,7 @@ def publish(run_dir: Path, repo: str | None, sets: Sequence[str], environment: M
     Raises InputError for a run without a finished final model, and with `repo` for a name that is none, a missing
     token and anything that the scan finds: before anything is sent.
     """
-    document = Document("fathom publish", {})
-    for assignment in sets:
-        apply_set(document, assignment)
-    config = validate(PublishConfig, document.values, document.where)
+    config = with_sets(PublishConfig, "fathom publish", {}, sets)
     if repo is not None:
         check_repo(repo)
         if not environment.get(TOKEN):

@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import Field
 
 from fathom import graders
-from fathom.config import StageConfig, validate
-from fathom.document import Document, apply_set
+from fathom.config import StageConfig
+from fathom.document import with_sets
 from fathom.engines import Completion, Request, TransformersConfig, VllmConfig
 from fathom.engines.session import Piece
 from fathom.errors import InputError, WorkError
@@ -63,10 +63,7 @@ class ChatConfig(StageConfig):
 def configure(model: Path, sets: Sequence[str]) -> ChatConfig:
     """The configuration that `--set` asks for. Raises InputError for an unknown key or a wrong value."""
     values = {"engine": {"kind": "transformers"}, "sampling": {"max_tokens": default_max_tokens(model)}}
-    document = Document("fathom chat", values)
-    for assignment in sets:
-        apply_set(document, assignment)
-    return validate(ChatConfig, document.values, document.where)
+    return with_sets(ChatConfig, "fathom chat", values, sets)
 
 
 @dataclass

@@ -11,8 +11,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from fathom.config import StageConfig, validate
-from fathom.document import Document, apply_set
+from fathom.config import StageConfig
+from fathom.document import with_sets
 from fathom.engines import TransformersConfig, VllmConfig
 from fathom.errors import InputError
 from fathom.rollout import SamplingConfig
@@ -64,10 +64,7 @@ def configure(model: Path, name: str, sets: Sequence[str]) -> ServerConfig:
         "sampling": {"max_tokens": default_max_tokens(model)},
         "store": f"runs/serve-{name.replace('/', '-')}/answers.sqlite",
     }
-    document = Document("fathom serve", values)
-    for assignment in sets:
-        apply_set(document, assignment)
-    return validate(ServerConfig, document.values, document.where)
+    return with_sets(ServerConfig, "fathom serve", values, sets)
 
 
 def server_keys(config: ServerConfig, environment: Mapping[str, str]) -> Keys:

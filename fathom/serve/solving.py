@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field
 
-from fathom.config import StageConfig, validate
-from fathom.document import Document, apply_set
+from fathom.config import StageConfig
+from fathom.document import with_sets
 from fathom.engines import TransformersConfig, VllmConfig
 from fathom.errors import InputError
 from fathom.prompts import Prompt
@@ -43,10 +43,7 @@ def configure(model: Path, samples: int, max_tokens: int | None, sets: Sequence[
         "sampling": {"max_tokens": max_tokens or default_max_tokens(model)},
         "engine": {"kind": "transformers"},
     }
-    document = Document("fathom solve", flags)
-    for assignment in sets:
-        apply_set(document, assignment)
-    return validate(SolveConfig, document.values, document.where)
+    return with_sets(SolveConfig, "fathom solve", flags, sets)
 
 
 def read_questions(given: str) -> list[Problem]:
