@@ -44,9 +44,9 @@ class Served:
     def check_messages(self, messages: Sequence[Message]) -> None:
         """Raises Refused (400) for text that would forge the turns of the conversation."""
         for number, message in enumerate(messages):
-            for token in self.control:
-                if token in message.content or token in (message.reasoning or ""):
-                    where = f"messages.{number}.content"
+            for part, text in (("content", message.content), ("reasoning", message.reasoning or "")):
+                if token := next((token for token in self.control if token in text), None):
+                    where = f"messages.{number}.{part}"
                     raise Refused(400, f"{where}: holds the control token {token!r}", where, "control_token")
 
     def room(self, request: Request) -> int | None:

@@ -5,7 +5,7 @@ The voting is `consensus.py`; where a model lies and how one is opened are the c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +102,15 @@ def to_json(result: Consensus) -> dict[str, Any]:
 
 def describe(result: Consensus) -> str:
     """The answer for a person: on the first line alone, then what it rests on."""
-    return "\n".join([result.answer or "no answer", "", *_ballot(result), "", agreement(result), _tokens(result)])
+    votes = [f"{count:5}  {answer}" for answer, count in ballot(result.votes, len(result.chains))]
+    return "\n".join([result.answer or "no answer", "", *votes, "", agreement(result), _tokens(result)])
 
 
-def _ballot(result: Consensus) -> Iterator[str]:
-    votes = sorted(result.votes.items(), key=lambda vote: -vote[1])
-    silent = result.answers.count(None)
-    for answer, count in [*votes, *([("(no answer)", silent)] if silent else [])]:
-        yield f"{count:5}  {answer}"
+def ballot(votes: Mapping[str, int], chains: int) -> list[tuple[str, int]]:
+    """Answers with their votes, the most frequent first; last "(no answer)", with the chains that gave none, where there are any."""
+    counted = sorted(votes.items(), key=lambda vote: -vote[1])
+    silent = chains - sum(votes.values())
+    return [*counted, ("(no answer)", silent)] if silent else counted
 
 
 def agreement(result: Consensus) -> str:

@@ -19,7 +19,7 @@ from rich.text import Text
 from fathom.bill import dollars
 from fathom.errors import FathomError, InputError
 from fathom.serve.chat import MOST_VOTES, Conversation, Turn
-from fathom.serve.solving import agreement
+from fathom.serve.solving import agreement, ballot
 
 PROMPT = "\001\033[1m\002› \001\033[0m\002"
 """Bold; readline has to be told what of it takes no room."""
@@ -205,9 +205,7 @@ class Terminal:
 
 def tally(turn: Turn) -> str:
     """A bar for each answer, the most frequent first."""
-    votes = sorted(turn.votes.items(), key=lambda vote: -vote[1])
-    silent = turn.chains - sum(turn.votes.values())
-    rows = [*votes, *([("(no answer)", silent)] if silent else [])]
+    rows = ballot(turn.votes, turn.chains)
     most = max(count for _, count in rows)
     return "\n".join(f"{count:5}  {'█' * max(1, round(count / most * BAR)):{BAR}}  {answer}" for answer, count in rows)
 
