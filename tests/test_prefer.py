@@ -163,9 +163,6 @@ def test_neither_pack_size_nor_the_fused_step_changes_a_step(inputs, tmp_path):
     for other in ("narrow", "fused"):
         for ours, theirs in zip(log_of(tmp_path / "wide"), log_of(tmp_path / other), strict=True):
             assert ours.keys() == theirs.keys()
-            if ours["step"] == 1:  # as the reference still: every margin is a rounding error, and its sign no accuracy
-                assert max(abs(ours.pop("margin")), abs(theirs.pop("margin"))) < 1e-5
-                del ours["accuracy"], theirs["accuracy"]
             for key, value in ours.items():
                 assert theirs[key] == pytest.approx(value, rel=2e-3, abs=1e-4), (other, key)
 
