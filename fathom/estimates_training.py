@@ -133,10 +133,11 @@ def _assumed(work: Workload, setting: Setting) -> str:
     """Everything that the hours were multiplied from."""
     length, speed = work.length, work.speed(setting).mid / setting.count
     reached = speed * work.shape.training_flops(length.mid) / (physics.DEVICES[setting.device].tflops * 1e12)
+    run = "14.8B on one H200" if setting.count == 1 else "32.8B on two H200"
     return (
         f"assumed {work.passes} pass{'es' if work.passes > 1 else ''} over {work.rows.mid:,.0f} rows of {length.mid:,.0f} "
         f"[{length.low:,.0f} - {length.high:,.0f}] tokens, {speed:,.0f} tokens/s on each {setting.device} "
-        f"({reached:.2f} of its bf16 arithmetic, from the run of 14.8B on one H200)"
+        f"({reached:.2f} of its bf16 arithmetic, from the run of {run})"
     )
 
 

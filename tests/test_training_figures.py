@@ -13,6 +13,8 @@ ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.s
 SPEED = json.loads((ROOT / "benchmarks/results/sft_gpu.json").read_bytes())
 LEARNING = json.loads((ROOT / "benchmarks/results/equal_learning.json").read_bytes())
 LARGE = json.loads((ROOT / "benchmarks/results/sft_gpu_32b.json").read_bytes())
+LOSSES = json.loads((ROOT / "benchmarks/results/sft_gpu_20_steps.json").read_bytes())
+HALF = json.loads((ROOT / "benchmarks/results/sft_gpu_32b_half.json").read_bytes())
 WORKLOADS = {"one full": "one", "sixteen full": "sixteen", "sixteen of mixed lengths": "mix"}
 
 
@@ -41,20 +43,32 @@ def test_peaks_and_their_plans(label, name):
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
 
 
-def test_the_large_model_on_two_gpus():
-    found = LARGE["fathom"]["one"]
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        ("64, one full row on each", LARGE["fathom"]["one"]),
+        ("64, 48 rows of 4.8K", LARGE["fathom"]["mix"]),
+        ("32, 48 rows of 4.8K", HALF["fathom"]["mix"]),
+    ],
+)
+def test_the_large_model_on_two_gpus(label, found):
     rate = f"{found['useful_tokens_per_s_and_gpu']:,.0f}"
     peaks = [f"{found[key]:.1f} GiB" for key in ("plan_peak_gib", "peak_allocated_gib")]
-    assert row("32.8B", 6)[1:] == ["2", rate, f"{found['mfu']:.3f}", *peaks]
+    assert row(label, 6)[1:] == [rate, f"{found['mfu']:.3f}", "; ".join(found["plan"]), *peaks]
     assert found["useful_tokens_per_s_and_gpu"] >= 2300
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
 
 
+def test_ratios_that_were_asked_for():
+    for name, least in (("fathom one", 1.3), ("fathom sixteen", 1.3), ("float8 one", 1.6)):
+        assert SPEED["ratios"][name] >= least
+
+
 def test_what_was_not_reached_is_told():
     told = TEXT.partition("## Not reached")[2]
-    for name, aim in (("fathom sixteen", 1.3), ("fathom mix", 1.8), ("float8 one", 1.9)):
+    for name, aim in (("fathom mix", 1.8), ("float8 one", 1.9)):
         assert SPEED["ratios"][name] < aim and f"{SPEED['ratios'][name]:.3f}" in told
-    pairs = zip(SPEED["float8"]["one"]["losses"], SPEED["fathom"]["one"]["losses"], strict=True)
+    pairs = zip(LOSSES["float8"]["one"]["losses"], LOSSES["fathom"]["one"]["losses"], strict=True)
     assert f"{max(abs(ours - other) for ours, other in pairs):.2f} nats" in told
 
 

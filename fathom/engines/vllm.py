@@ -151,6 +151,9 @@ def _architectures(model_dir: Path) -> list[str]:
 
 
 def _import_vllm():
+    os.environ.setdefault(
+        "VLLM_LOGGING_STREAM", "ext://sys.stderr"
+    )  # it is read at the import; stdout is the command's own
     try:
         import vllm
     except ModuleNotFoundError as error:

@@ -40,6 +40,7 @@ from fathom.train.open_step import Work, open_step
 from fathom.train.parallel import Forward, World, joined, shard
 from fathom.train.split import Split
 from fathom.train.stage import loop_config
+from fathom.train.trunk import FusedStep
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.train.watchdogs import Facts, alarm
 from fathom.weights import tensor_entries
@@ -207,8 +208,9 @@ class Grpo:
     def logprobs(self, chains: Sequence[Chain]) -> list[list[float]]:
         """Of every completion token, by the trainer; in the order of the chains."""
         found: dict[int, list[float]] = {}
+        find = self.forward.logprobs if isinstance(self.forward, FusedStep) else self.forward
         for part in self.packs(chains):
-            values = self.forward(pack([encoded(chain) for chain in part])).tolist()
+            values = find(pack([encoded(chain) for chain in part])).tolist()
             for chain in part:
                 found[id(chain)], values = values[: chain.tokens], values[chain.tokens :]
         return [found[id(chain)] for chain in chains]

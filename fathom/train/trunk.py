@@ -107,8 +107,14 @@ class FusedStep:
         """log p of every predicted token of the pack: float32, shape N, for losses of any form."""
         predicting = self.hidden(pack).index_select(0, self._move(pack.sources_N))
         head = self.weights.whole(self.model.get_output_embeddings().weight)
-        find = token_logprobs if torch.is_grad_enabled() else logprobs
-        return find(predicting, head, self._move(pack.targets_N))
+        return token_logprobs(predicting, head, self._move(pack.targets_N))
+
+    @torch.no_grad()
+    def logprobs(self, pack: Pack) -> torch.Tensor:
+        """The same without autograd, rounded as in `accumulate_loss`."""
+        predicting = self.hidden(pack).index_select(0, self._move(pack.sources_N))
+        head = self.weights.whole(self.model.get_output_embeddings().weight)
+        return logprobs(predicting, head, self._move(pack.targets_N))
 
     def accumulate(self, pack: Pack, weights_N: torch.Tensor) -> torch.Tensor:
         """Add the gradients of -sum(weight * log p) over the pack's predicted tokens; returns that sum, a scalar.
