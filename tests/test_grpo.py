@@ -33,6 +33,7 @@ from fathom.train.config import GrpoConfig
 from fathom.train.loop import backward
 from fathom.train.losses import clipped_policy_loss, truncated_importance
 from fathom.train.model import load_model
+from fathom.train.trunk import FusedStep
 
 BASE = Path(fathom.__file__).parent / "data" / "fathom-tiny-base"
 
@@ -64,9 +65,11 @@ def test_the_correction_is_truncated():
     assert truncated_importance(old, sampled, 2.0).tolist() == pytest.approx([1.0, 2.0, math.exp(-0.5)])
 
 
-def test_gradients_of_a_step_equal_plain_policy_gradients(inputs, tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "fused"])
+def test_gradients_of_a_step_equal_plain_policy_gradients(kind, inputs, tmp_path):
     """Before the first update every ratio is 1: the gradient is the mean of -advantage * correction * grad log p over tokens."""
-    method = open_method(inputs, tmp_path, updates=1)
+    method = open_method(inputs, tmp_path, updates=1, step=kind)
+    assert isinstance(method.forward, FusedStep) == (kind == "fused")
     step = method.step(0)
     assert len(step.packs) > 1
     total = sum(backward(method.forward, method, pack, step.normalizer).item() for pack in step.packs)
@@ -92,6 +95,21 @@ def test_gradients_of_a_step_equal_plain_policy_gradients(inputs, tmp_path):
     assert total == pytest.approx(-advantage, abs=1e-5)
     for name, p in peer.named_parameters():
         torch.testing.assert_close(ours[name], p.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_before_the_first_update_of_several_every_ratio_is_1(inputs, tmp_path):
+    """What is measured before an update and what the update computes are rounded alike."""
+    method = open_method(inputs, tmp_path, updates=2, step="fused")
+    ratios = []
+
+    def note(logprobs_N, some):
+        ratios.append((logprobs_N.detach() - some.old_N).exp())
+        return method.loss(logprobs_N, some)
+
+    for pack in method.step(0).packs:
+        method.forward.accumulate_loss(pack, note)
+    assert len(ratios) > 1
+    torch.testing.assert_close(torch.cat(ratios), torch.ones(sum(map(len, ratios))), rtol=0, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------ a batch

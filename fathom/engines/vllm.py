@@ -151,9 +151,8 @@ def _architectures(model_dir: Path) -> list[str]:
 
 
 def _import_vllm():
-    os.environ.setdefault(
-        "VLLM_LOGGING_STREAM", "ext://sys.stderr"
-    )  # it is read at the import; stdout is the command's own
+    # Read at the import; what a command writes to stdout is its own.
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
         import vllm
     except ModuleNotFoundError as error:

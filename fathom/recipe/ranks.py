@@ -92,8 +92,10 @@ def _held(alive: Path) -> Iterator[None]:
     """Hold the file locked until the block is left; the kernel lets go of it where the process dies before."""
     with alive.open("w") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
-        alive.unlink()
+        try:
+            yield
+        finally:
+            alive.unlink()
 
 
 def _sibling_died(alive: Path) -> bool:
