@@ -1,0 +1,67 @@
+"""The figures of docs/engines.md and docs/grpo.md that come from GPUs are those of the recorded runs, and what they hold."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+GRPO, ENGINES = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("grpo.md", "engines.md"))
+PARTS = ("step", "rollout", "measure", "update", "sync", "grading_exposed")
+
+
+def recorded(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_bytes())
+
+
+def cells(text: str, first: str, count: int) -> list[str]:
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    return next(row[1:] for row in rows if row[0] == first and len(row) == count)
+
+
+@pytest.mark.parametrize(("label", "side"), [("TRL", "trl"), ("Fathom", "fathom")])
+def test_a_step_of_grpo_beside_trls(label, side):
+    seconds = recorded("grpo_gpu")[side]["seconds"]
+    assert cells(GRPO, label, 7) == [f"{seconds[part]:.2f}" for part in PARTS]
+
+
+def test_grpo_is_faster_than_trl_and_agrees_with_its_engine():
+    run = recorded("grpo_gpu")
+    assert f"{run['ratio']:.3f} times as fast" in GRPO
+    assert run["ratio"] == pytest.approx(run["trl"]["seconds"]["step"] / run["fathom"]["seconds"]["step"], abs=2e-3)
+    assert run["ratio"] > 1.5
+    assert max(run["fathom"]["gap"]) < 1e-2
+    assert run["fathom"]["tokens"] == run["trl"]["tokens"]
+
+
+@pytest.mark.parametrize("size", recorded("rollout_gpu")["engine"]["sizes"], ids=lambda size: str(size["chains"]))
+def test_generation_beside_vllm_alone(size):
+    alone, through = (f"{run['tokens_per_second']:,.0f}" for run in size["runs"])
+    label = f"{size['chains']} x {size['new_tokens']:,}"
+    assert cells(ENGINES, label, 4) == [alone, through, f"{size['fathom_over_vllm']:.3f}"]
+    assert size["fathom_over_vllm"] >= 0.98
+
+
+def test_eight_bits_gain_little():
+    run = recorded("rollout_kv")
+    for label, part in (("16 bits", "engine"), ("`fp8`", "fp8")):
+        found = run[part]["kv"]
+        row = cells(ENGINES, label, 5)
+        assert (row[0], row[2]) == (f"{found['tokens_per_second']:,.0f}", f"{found['bandwidth_share']:.3f}")
+    assert cells(ENGINES, "`fp8`", 5)[1] == f"{run['fp8_over_16_bits']:.3f}"
+    assert f"{run['fp8']['against_transformers']['mean']:.3f} nats" in cells(ENGINES, "`fp8`", 5)[3]
+
+
+def test_what_the_smoke_test_saw():
+    seen = recorded("rollout_checks")["smoke"]
+    assert f"{seen['agreement']['mean']:.4f} nats" in GRPO and seen["agreement"]["mean"] < 1e-2
+    freed = seen["sleep"]["free asleep"] - seen["sleep"]["free awake"]
+    assert f"gives {freed:.0f} GB back in {seen['sleep']['sleep seconds']:.2f} s" in GRPO
+    assert f"{seen['sleep']['wake and push seconds']:.2f} s after it is woken" in GRPO
+    assert seen["prefix shared"]["cached"][1:] == [16, 16, 16]
+    assert f"{seen['fp8']['mean']:.3f} on the trained tiny model" in ENGINES
