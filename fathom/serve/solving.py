@@ -126,8 +126,9 @@ def _tokens(result: Consensus) -> str:
     undrawn = result.samples - len(result.chains)
     if not undrawn:
         return spent
-    chance = f" with a chance of {result.error:.1%} at most" if result.error else ""
-    return f"{spent}; about {result.saved:,} saved: {undrawn} more chains could{'' if chance else ' not'} change the answer{chance}"
+    more = "1 more chain" if undrawn == 1 else f"{undrawn} more chains"
+    could = f"could change the answer with a chance of {result.error:.1%} at most"
+    return f"{spent}; about {result.saved:,} saved: {more} {could if result.error else 'could not change the answer'}"
 
 
 def describe_row(result: Consensus) -> str:
