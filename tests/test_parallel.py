@@ -17,6 +17,7 @@ from two_processes import together
 
 from fathom.errors import InputError
 from fathom.ledger import Meter
+from fathom.recipe.ranks import _held, _RankEvents
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import SftConfig
 from fathom.train.parallel import joined
@@ -210,6 +211,41 @@ def test_a_damaged_shard_is_named_and_one_process_goes_on_from_the_one_before(wo
     assert losses(out) == pytest.approx(losses(pair), abs=2e-5)
     resumed = [json.loads(line)["step"] for line in said[said.index("damaged") :].splitlines() if line.startswith("{")]
     assert resumed[0] == before + 1
+
+
+HOLDS = """
+import pathlib, sys
+from fathom.recipe.ranks import _held
+with _held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False], ids=["killed", "ended"])
+def test_a_bug_is_told_unless_a_sibling_died(killed, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    mine, other = tmp_path / "alive-0", tmp_path / "alive-1"
+    read, write = os.pipe()
+
+    def told() -> list[str]:
+        """What is told of a bug now."""
+        _RankEvents(write, mine).send(error={"kind": "bug", "message": "reset by peer"})
+        _RankEvents(write, mine).send(progress=[1, 2, ""])
+        return [next(iter(json.loads(line))) for line in os.read(read, 1 << 16).splitlines()]
+
+    with _held(mine):
+        assert told() == ["error", "progress"]
+        sibling = subprocess.Popen(
+            [sys.executable, "-c", HOLDS, str(other)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+        )
+        assert sibling.stdout.readline() == b"held\n"
+        assert told() == ["error", "progress"]
+        if killed:
+            sibling.kill()
+        sibling.communicate()
+        assert told() == (["progress"] if killed else ["error", "progress"])
+    assert not mine.exists() and other.exists() == killed
 
 
 def test_too_many_processes_for_the_gpus_is_one_clear_line(monkeypatch):
