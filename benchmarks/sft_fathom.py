@@ -71,7 +71,7 @@ class Side:
 
         Where the plan was too hopeful it is made again with less memory, and that is told.
         """
-        steps = [packs_of(rows, pack_tokens) for rows in workload.rows(self.seed)]
+        steps = [packs_of(rows, pack_tokens, self.gpus) for rows in workload.rows(self.seed)]
         longest = max((some for packs in steps for some in packs), key=lambda some: len(some.ids_T))
         several = [some for packs in steps for some in packs if len(some.lengths) > 1]
         several.sort(key=lambda some: -len(some.ids_T))
@@ -135,8 +135,8 @@ def join(device: str) -> tuple[int, int, DeviceMesh | None]:
     return dist.get_rank(), gpus, init_device_mesh(device, (gpus,))
 
 
-def packs_of(rows: list[list[int]], pack_tokens: int) -> list[Pack]:
+def packs_of(rows: list[list[int]], pack_tokens: int, gpus: int) -> list[Pack]:
     """The rows of a step as packs, laid out as the `sft` op lays them out; every token counts."""
     examples = [EncodedExample(str(i), row, [1.0] * len(row), 0) for i, row in enumerate(rows)]
-    layout = split_packs(range(len(rows)), [len(row) for row in rows], pack_tokens)
+    layout = split_packs(range(len(rows)), [len(row) for row in rows], pack_tokens, gpus)
     return [pack([examples[i] for i in part]) for part in layout]

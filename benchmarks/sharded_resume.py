@@ -53,7 +53,7 @@ class Rows:
     def __init__(self, length: int, processes: int) -> None:
         self._length, self._processes = length, processes
 
-    def step(self, index: int) -> Step:
+    def step(self, index: int, places: int = 1) -> Step:
         if index == STEPS:
             os._exit(DIED)
         generator = np.random.default_rng(index)

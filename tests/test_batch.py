@@ -2,6 +2,7 @@
 
 import random
 
+import pytest
 import torch
 
 from fathom.tokens import EncodedExample
@@ -54,6 +55,32 @@ def test_packs_are_full_and_hold_every_row_once():
     assert sorted(row for part in packs for row in part) == list(range(200))
     assert all(sum(lengths[row] for row in part) <= 1024 for part in packs)
     assert sum(lengths) / (1024 * len(packs)) > 0.97
+
+
+@pytest.mark.parametrize("places", [2, 8])
+def test_packs_for_several_processes_are_alike_and_as_many_for_each(places):
+    draw = random.Random(6)
+    lengths = [draw.randint(20, 1000) for _ in range(96)]
+    few, even = split_packs(range(96), lengths, 1024), split_packs(range(96), lengths, 1024, places)
+    tokens = [sum(lengths[row] for row in part) for part in even]
+    assert len(few) % places, "else this shows nothing"
+    assert sorted(row for part in even for row in part) == list(range(96))
+    assert len(few) < len(even) < len(few) + places and len(even) % places == 0
+    assert max(tokens) <= 1024 and tokens == sorted(tokens, reverse=True)
+
+    def turns(packs):
+        """Tokens for which all wait, turn by turn."""
+        return sum(
+            max(sum(lengths[row] for row in part) for part in packs[i : i + places])
+            for i in range(0, len(packs), places)
+        )
+
+    assert turns(even) * places < min(turns(few) * places, 1.05 * sum(lengths))
+
+
+def test_fewer_rows_than_processes_are_a_pack_each():
+    assert split_packs([3, 1], [0, 5, 0, 7], 100, places=4) == [[3], [1]]
+    assert split_packs([0, 1, 2], [300, 5, 6], 100, places=2) == [[0], [2, 1]]
 
 
 def test_pack_predicts_each_weighted_token_from_the_place_before_it():

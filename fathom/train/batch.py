@@ -85,19 +85,39 @@ def split_steps(
     return steps
 
 
-def split_packs(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
-    """Cut a step's rows into packs of at most `pack_tokens` tokens, few and full (first fit decreasing).
+def split_packs(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int, places: int = 1) -> list[list[int]]:
+    """Cut a step's rows into packs of at most `pack_tokens` tokens, few and full.
 
-    A row longer than `pack_tokens` is a pack of its own.
+    A row longer than `pack_tokens` is a pack of its own. places: to how many processes the packs are dealt in turn. As those
+    wait for one another, each gets as many packs, and all are of like lengths, as far as the rows allow.
     """
+    packs = _filled(rows, lengths, pack_tokens)
+    if places == 1:
+        return packs
+    count = -(-len(packs) // places) * places
+    too_small, enough = sum(lengths[row] for row in rows) // count, pack_tokens
+    while (
+        enough - too_small > 1
+    ):  # the least room with which that many packs do (MULTIFIT, Coffman, Garey and Johnson 1978)
+        room = (too_small + enough) // 2
+        found = _filled(rows, lengths, room)
+        if len(found) > count:
+            too_small = room
+        else:
+            packs, enough = found, room
+    return sorted(packs, key=lambda part: -sum(lengths[row] for row in part))
+
+
+def _filled(rows: Sequence[int], lengths: Sequence[int], room: int) -> list[list[int]]:
+    """As few packs as first fit decreasing finds."""
     packs: list[list[int]] = []
     rooms: list[int] = []
     for row in sorted(rows, key=lambda row: -lengths[row]):
-        place = next((i for i, room in enumerate(rooms) if lengths[row] <= room), None)
+        place = next((i for i, left in enumerate(rooms) if lengths[row] <= left), None)
         if place is None:
             place = len(packs)
             packs.append([])
-            rooms.append(pack_tokens)
+            rooms.append(room)
         packs[place].append(row)
         rooms[place] -= lengths[row]
     return packs

@@ -71,8 +71,8 @@ class Grpo:
     def cycle(self, index: int) -> tuple[int, int]:
         return index, self.steps
 
-    def step(self, index: int) -> Step:
-        """The packs of step `index`: every `updates`-th group of its batch. Raises WorkError as `batch` does."""
+    def step(self, index: int, places: int = 1) -> Step:
+        """The packs of step `index`: every `updates`-th group of its batch. places: one process trains. Raises WorkError as `batch` does."""
         number, part = divmod(index, self.config.updates)
         batch = self.batch(number)
         if self.config.lag and part == 0 and number + 1 < self.config.batches:

@@ -51,7 +51,9 @@ class Method(Protocol):
     steps: int
     """Optimizer steps in all."""
 
-    def step(self, index: int) -> Step: ...
+    def step(self, index: int, places: int = 1) -> Step:
+        """places: to how many processes its packs are dealt."""
+        ...
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Sum over the pack's predicted tokens, before normalization; a scalar."""
@@ -166,7 +168,7 @@ def train(
                 saver.finish()
                 raise
             torch.manual_seed(config.seed * 1_000_003 + index)
-            step = method.step(index)
+            step = method.step(index, world.places)
             log.append(optimizer_step(forward, method, step, optimizer, config, index, world))
             refuse_spike(log, config, checkpoints)
             lengths = [length for pack in step.packs for length in pack.lengths]

@@ -50,6 +50,11 @@ class World:
         return self.context.size if self.context else 1
 
     @property
+    def places(self) -> int:
+        """To how many processes, or groups that share packs, the packs of a step are dealt."""
+        return self.size // self.shared_by
+
+    @property
     def first(self) -> bool:
         return self.rank == 0
 
@@ -99,9 +104,8 @@ class World:
 
     def mine(self, packs: Sequence[Pack]) -> list[Pack]:
         """The packs of this process. All get as many; one too few is made up for by a pack that weighs nothing."""
-        place, places = self.rank // self.shared_by, self.size // self.shared_by
-        own = list(packs[place::places])
-        if len(own) < -(-len(packs) // places):
+        own = list(packs[self.rank // self.shared_by :: self.places])
+        if len(own) < -(-len(packs) // self.places):
             own.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
         return own
 

@@ -78,9 +78,9 @@ class Prefer:
     def cycle(self, index: int) -> tuple[int, int]:
         return index, self.steps
 
-    def step(self, index: int) -> Step:
+    def step(self, index: int, places: int = 1) -> Step:
         epoch, numbers = self.plan[index]
-        return Step([self.pack(part) for part in self._packs(numbers)], len(numbers), epoch)
+        return Step([self.pack(part) for part in self._packs(numbers, places)], len(numbers), epoch)
 
     def pack(self, numbers: Sequence[int]) -> PairPack:
         """These pairs, end to end."""
@@ -90,8 +90,8 @@ class Prefer:
             **vars(pack(chains)), counts=tuple(chain.trained_tokens for chain in chains), reference_C=reference
         )
 
-    def _packs(self, numbers: Sequence[int]) -> list[list[int]]:
-        return split_packs(numbers, [len(row) for row in self.rows], self.pack_tokens)
+    def _packs(self, numbers: Sequence[int], places: int) -> list[list[int]]:
+        return split_packs(numbers, [len(row) for row in self.rows], self.pack_tokens, places)
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Sum over the pack's pairs; a pair whose tokens weigh nothing adds nothing."""
@@ -123,7 +123,7 @@ class Prefer:
 
     def work(self, devices: int) -> Work:
         """The most that one pass and one step ask for."""
-        packs = [self._packs(numbers) for _, numbers in self.plan]
+        packs = [self._packs(numbers, devices) for _, numbers in self.plan]
         tokens = max(sum(len(self.rows[i]) for i in part) for step in packs for part in step)
         return Work(tokens, max(-(-len(step) // devices) for step in packs), devices)
 
@@ -163,7 +163,7 @@ def reference_of(method: Prefer, forward: Forward, kept: Path, world: World) -> 
 
     if world.told_by_first(kept.exists):
         return [tuple(two) for two in world.told_by_first(lambda: next(json_lines(kept))[1])]
-    parts = method._packs(range(len(method.rows)))
+    parts = method._packs(range(len(method.rows)), places=1)
     measured = world.dealt(parts, lambda part: _logps(method.pack(part), forward))
     found = {
         number: (values[2 * place], values[2 * place + 1])

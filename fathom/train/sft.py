@@ -45,11 +45,13 @@ class Sft:
     def steps(self) -> int:
         return len(self.plan)
 
-    def step(self, index: int) -> Step:
+    def step(self, index: int, places: int = 1) -> Step:
         epoch, numbers = self.plan[index]
-        lengths = [len(row.ids) for row in self.rows]
-        packs = [pack([self.rows[i] for i in part]) for part in split_packs(numbers, lengths, self.pack_tokens)]
+        packs = [pack([self.rows[i] for i in part]) for part in self._packs(numbers, places)]
         return Step(packs, sum(pack.weights_N.sum().item() for pack in packs), epoch)
+
+    def _packs(self, numbers: Sequence[int], places: int) -> list[list[int]]:
+        return split_packs(numbers, [len(row.ids) for row in self.rows], self.pack_tokens, places)
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
         return weighted_nll(logprobs_N, self.likelihood_weights(pack).to(logprobs_N.device))
@@ -59,9 +61,8 @@ class Sft:
 
     def work(self, devices: int) -> Work:
         """The most that one pass and one step ask for."""
-        lengths = [len(row.ids) for row in self.rows]
-        packs = [split_packs(numbers, lengths, self.pack_tokens) for _, numbers in self.plan]
-        tokens = max(sum(lengths[i] for i in part) for step in packs for part in step)
+        packs = [self._packs(numbers, devices) for _, numbers in self.plan]
+        tokens = max(sum(len(self.rows[i].ids) for i in part) for step in packs for part in step)
         return Work(tokens, max(-(-len(step) // devices) for step in packs), devices)
 
     def cycle(self, index: int) -> tuple[int, int]:
