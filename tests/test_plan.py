@@ -201,13 +201,14 @@ def test_training_shares_are_those_measured(kind, side, workloads):
 @pytest.mark.parametrize(
     ("file", "workload"), [("sft_gpu_32b", "one"), ("sft_gpu_32b", "mix"), ("sft_gpu_32b_half", "mix")]
 )
-def test_the_share_of_several_gpus_is_that_measured_but_for_what_is_computed_again(file, workload):
+def test_the_share_of_several_gpus_is_that_measured(file, workload):
+    """But for activations that were computed again, and turns in which a GPU had no pack."""
     measured = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())["fathom"][workload]
     again = re.search(r"that adds ([\d.]+) s a pass", " ".join(measured["plan"]))
-    passes = math.ceil(measured["packs"] / 2)
+    turns = math.ceil(measured["packs"] / 2)
     seconds = measured["seconds"][-1]
-    hidden = seconds - passes * float(again[1] if again else 0)
-    assert measured["mfu"] * seconds / hidden == pytest.approx(physics.TRAINING_SHARE["gpus"].mid, rel=0.03)
+    busy = (seconds - turns * float(again[1] if again else 0)) * measured["packs"] / (2 * turns)
+    assert measured["mfu"] * seconds / busy == pytest.approx(physics.TRAINING_SHARE["gpus"].mid, rel=0.05)
 
 
 PRICES = load_prices()
@@ -281,7 +282,7 @@ def test_fathom_r1s_training_costs_less_than_a_fifth_of_the_published_bill():
     _, _, told = recipe_forecast("fathom-r1-14b")
     parts = [told[name] for name in ("v06", "v04")]
     assert [part["tokens"][1] for part in parts] == pytest.approx([5000 * 3 * 5900, 9500 * 3 * 5900], rel=1e-3)
-    speed = 0.55 * 989e12 / R1_14B.training_flops(5900)
+    speed = 0.58 * 989e12 / R1_14B.training_flops(5900)
     for part in parts:
         hours = part["tokens"][1] / speed / 3600 + 8 * 120 / 3600
         assert part["hours"][1] * 8 == pytest.approx(hours, rel=1e-3)
