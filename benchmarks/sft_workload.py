@@ -53,6 +53,15 @@ class Workload:
         return [[tokens(generator, length) for length in lengths] for lengths in self.steps]
 
 
+def lognormal_lengths(
+    generator: np.random.Generator, mean: int, shape: tuple[int, int], full: int = CAP
+) -> list[list[int]]:
+    """Row lengths of every step, cut at `full`, to which they are scaled."""
+    spread = math.sqrt(math.log(1 + VARIATION**2))
+    draw = generator.lognormal(math.log(mean) - spread**2 / 2, spread, shape)
+    return np.clip(draw * full / CAP, 16, full).astype(int).tolist()
+
+
 def workloads(
     full: int, counts: tuple[int, int, int], seed: int, gpus: int = 1, rows: int = 16, mean: int = MEAN
 ) -> dict[str, Workload]:
@@ -61,9 +70,7 @@ def workloads(
     counts: steps of `one`, of `sixteen`, and of the mix.
     """
     steps, many_steps, mix_steps = counts
-    spread = math.sqrt(math.log(1 + VARIATION**2))
-    draw = np.random.default_rng(seed).lognormal(math.log(mean) - spread**2 / 2, spread, (mix_steps, rows))
-    mixed = np.clip(draw * full / CAP, 16, full).astype(int).tolist()
+    mixed = lognormal_lengths(np.random.default_rng(seed), mean, (mix_steps, rows), full)
     return {
         "one": Workload("one", [[full] * gpus] * steps, min(2, steps - 1)),
         "sixteen": Workload("sixteen", [[full] * 16] * many_steps, min(1, many_steps - 1)),

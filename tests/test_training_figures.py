@@ -59,6 +59,13 @@ def test_the_large_model_on_two_gpus(label, found):
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
 
 
+def test_gpus_wait_for_one_another_as_told():
+    for found in json.loads((ROOT / "benchmarks/results/even_packs.json").read_bytes())["waited"]:
+        if found["gpus"] == 8:
+            assert f"{found['full']:.1%} of their time" in TEXT or f"for {found['full']:.1%}, and" in TEXT
+            assert f"{found['even']:.1%}" in TEXT
+
+
 def test_ratios_that_were_asked_for():
     for name, least in (("fathom one", 1.3), ("fathom sixteen", 1.3), ("float8 one", 1.6)):
         assert SPEED["ratios"][name] >= least
