@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_fused_step import by_autograd, by_step, tiny
+from test_fused_step import by_autograd, by_loss, by_step, tiny
 
 from fathom.train import kernels
 from fathom.train.attention_kernels import CUDA_KERNELS, Heads, Spans, difference, measure
@@ -66,6 +66,10 @@ CASES = {
         cross_entropy,
         [drawn(T, VOCAB) * 3, torch.arange(T) * 7 % VOCAB, torch.rand(T, generator=torch.Generator().manual_seed(1))],
     ),
+    "log-probabilities": (
+        lambda logits, targets: [kernels.chosen_logprobs(logits, targets), logits],
+        [drawn(T, VOCAB) * 3, torch.arange(T) * 7 % VOCAB],
+    ),
 }
 
 
@@ -114,7 +118,11 @@ def test_the_step_equals_the_models_own_modules(plans):
     by_autograd(exact)
     truth = torch.cat([p.grad.flatten() for p in exact.parameters()])
     errors = []
-    for run in (by_autograd, lambda model: by_step(FusedStep(model, plans))):
+    for run in (
+        by_autograd,
+        lambda model: by_step(FusedStep(model, plans)),
+        lambda model: by_loss(FusedStep(model, plans)),
+    ):
         model = tiny("qwen2", torch.bfloat16, head_dim=32).cuda()
         run(model)
         errors.append(difference(torch.cat([p.grad.cpu().double().flatten() for p in model.parameters()]), truth))

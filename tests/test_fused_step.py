@@ -89,6 +89,14 @@ def by_step(step: FusedStep) -> float:
     return sum(step.accumulate(pack, pack.weights_N.to(step.model.device)).item() for pack in PACKS)
 
 
+def by_loss(step: FusedStep) -> float:
+    """The same as a loss of any form."""
+    return sum(
+        step.accumulate_loss(pack, lambda logprobs, some: weighted_nll(logprobs, some.weights_N)).item()
+        for pack in PACKS
+    )
+
+
 def assert_same_gradients(model, other, tolerance: float) -> None:
     expected = dict(other.named_parameters())
     for name, p in model.named_parameters():
@@ -99,9 +107,12 @@ def assert_same_gradients(model, other, tolerance: float) -> None:
 @pytest.mark.parametrize("family", ["qwen2", "llama"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 2e-6), (torch.float32, 3e-5)], ids=str)
 def test_loss_and_every_gradient_equal_autograd(family, tied, dtype, tolerance):
-    plain, fused = (tiny(family, dtype, tie_word_embeddings=tied) for _ in range(2))
-    assert by_step(FusedStep(fused)) == pytest.approx(by_autograd(plain), rel=1e-6)
+    plain, fused, other = (tiny(family, dtype, tie_word_embeddings=tied) for _ in range(3))
+    expected = by_autograd(plain)
+    assert by_step(FusedStep(fused)) == pytest.approx(expected, rel=1e-6)
     assert_same_gradients(fused, plain, tolerance)
+    assert by_loss(FusedStep(other)) == pytest.approx(expected, rel=1e-6)
+    assert_same_gradients(other, plain, tolerance)
 
 
 @pytest.mark.parametrize("plans", EVERYWHERE.values(), ids=EVERYWHERE.keys())
