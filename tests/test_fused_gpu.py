@@ -126,4 +126,4 @@ def test_the_step_equals_the_models_own_modules(plans):
         model = tiny("qwen2", torch.bfloat16, head_dim=32).cuda()
         run(model)
         errors.append(difference(torch.cat([p.grad.cpu().double().flatten() for p in model.parameters()]), truth))
-    assert errors[1] < 1.3 * errors[0] < 0.2
+    assert max(errors[1:]) < 1.3 * errors[0] < 0.2
