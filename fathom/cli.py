@@ -160,7 +160,7 @@ def evaluate(
 
 BY_HAND = {
     "sft": "Fine-tune a model on training rows; the model is OUT/model.\n\nExample: fathom sft v06.yaml --set examples=runs/r1/artifacts/band --out runs/v06",
-    "grpo": "Train a model by reinforcement on problems with answers; the model is OUT/model.\n\nExample: fathom grpo rs.yaml --set problems=runs/r1/artifacts/hard_problems --out runs/rs",
+    "grpo": "Train a model by reinforcement on problems with answers; the model is OUT/model.\n\nExample: fathom grpo rs.yaml --set problems=runs/r1/artifacts/seldom --out runs/rs",
     "prefer": "Train a model on pairs of a better and a worse answer (SimPO, DPO); the model is OUT/model.\n\nExample: fathom prefer flash.yaml --set pairs=runs/flash/artifacts/pairs --out runs/by-hand",
     "rollout": "Sample and grade chains for problems.\n\nExample: fathom rollout chains.yaml --set problems=problems.jsonl --set samples=4 --out runs/chains",
 }
@@ -332,7 +332,7 @@ def why(
 ) -> None:
     """Tell a row's whole way through a run: source, stages, verdicts, solve rate, why it was removed, what used it.
 
-    Example: fathom why generated/train/17 runs/fathom-r1-tiny
+    Example: fathom why gen-train-fractions-d07-000079 runs/fathom-r1-tiny
     """
     from fathom.commands import show
     from fathom.report import why, why_text

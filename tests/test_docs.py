@@ -1,4 +1,4 @@
-"""The worked examples of docs/ are what the commands print today."""
+"""The worked examples of docs/ are what the commands print today, and its stages are such as recipes have."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from fathom.cli import main
+from fathom.stages import OPS
 
 DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -50,6 +54,22 @@ def test_the_table_of_detectable_differences_is_what_its_command_prints():
     assert [[n, *row.split(" | ")] for n, row in table] == [
         re.findall(r"[\d.]+", line) for line in printed.splitlines()
     ]
+
+
+def stages_shown() -> Iterator[Any]:
+    """The stages in the documents' YAML, but for those that leave something out (`...`)."""
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))):
+        for block in re.findall(r"^```yaml\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            stages = {} if "..." in block else yaml.safe_load(block)
+            for name, stage in stages.items():
+                if "op" in stage:
+                    yield pytest.param(stage, id=f"{page.name}:{name}")
+
+
+@pytest.mark.parametrize("stage", list(stages_shown()))
+def test_a_stage_in_the_docs_is_one_that_a_recipe_may_have(stage):
+    body = {key: value for key, value in stage.items() if key != "op"}
+    OPS[stage["op"]].config_class().model_validate(body)
 
 
 def test_scripts_that_the_docs_name_are_there():

@@ -1,1 +1,1 @@
-
+"""Sources: corpora, local files and generated problems, read into problems and recorded chains."""
