@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass
-from importlib import metadata, resources, util
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,14 @@ from fathom.graders.sandbox import doctor as examine_sandbox
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "sympy", "math-verify", "rensa")
 EXTRAS = {
     "gpu": ("bitsandbytes", "peft", "triton"),
+    "attention": ("flash-attn-4",),
     "vllm": ("vllm",),
     "ray": ("ray",),
-    "ui": ("fastapi", "gradio", "uvicorn"),
+    "track": ("mlflow", "tensorboard", "trackio", "wandb"),
+    "ui": ("gradio",),
+    "gguf": ("gguf",),
 }
+"""Packages by extra, as in pyproject.toml."""
 NEEDED_MEMORY_GIB = 6
 NEEDED_DISK_GIB = 2
 
@@ -72,8 +76,8 @@ def _packages() -> list[Finding]:
     missing = [name for name in CORE if _version(name) is None]
     versions = ", ".join(f"{name} {_version(name)}" for name in CORE if name not in missing)
     found = [Finding("packages", not missing, f"missing: {', '.join(missing)}" if missing else versions)]
-    for extra, modules in EXTRAS.items():
-        absent = [module for module in modules if util.find_spec(module) is None]
+    for extra, packages in EXTRAS.items():
+        absent = [name for name in packages if _version(name) is None]
         detail = f"not installed: pip install 'fathom[{extra}]' ({', '.join(absent)})" if absent else "installed"
         found.append(Finding(f"extra {extra}", None if absent else True, detail))
     return found

@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from fathom import doctor
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -42,6 +44,11 @@ def test_the_extras_are_those_that_the_documents_name() -> None:
 def test_every_development_dependency_is_pinned_to_a_version_that_the_project_allows(line: str) -> None:
     requirement = Requirement(line)
     assert requirement.specifier.contains(pins()[canonicalize_name(requirement.name)])
+
+
+def test_the_doctor_knows_every_extra() -> None:
+    declared = {name: {Requirement(line).name for line in lines} for name, lines in EXTRAS.items() if name != "dev"}
+    assert {name: set(packages) for name, packages in doctor.EXTRAS.items()} == declared
 
 
 def test_heavy_packages_are_extras_only() -> None:
