@@ -118,6 +118,12 @@ def test_no_difference_seen_is_not_certainty():
     assert difference.ci[0] < -0.05 and difference.ci[1] > 0.05
 
 
+def test_an_interval_of_few_problems_stays_within_what_rates_can_differ_by():
+    assert paired_difference([1.0, 0.0, 1.0], [1.0, 0.0, 1.0], samples=1).ci == (-1.0, 1.0)
+    low, high = paired_difference([1.0, 0.0, 1.0], [0.0, 0.0, 0.0], samples=4).ci
+    assert -1 <= low < 0.67 < high == 1.0
+
+
 def test_swapping_the_runs_negates_the_difference():
     random = np.random.default_rng(4)
     a, b = random.random(40), random.random(40)

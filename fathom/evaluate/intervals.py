@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
 
@@ -140,6 +140,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], samples: float = 1
     only a few problems differ at all, their spread is not to be trusted: as if one further
     sample had gone either way, `2 / samples^2` is added to the sum of squares with a weight that
     fades as differing samples accumulate (so no difference at all in n problems is not "0 ± 0").
+    The interval stays within [-1, 1], where every difference of rates lies.
     """
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     n = len(differences)
@@ -149,7 +150,8 @@ def paired_difference(a: Sequence[float], b: Sequence[float], samples: float = 1
     events = float((differences**2).sum()) * samples**2
     prior = 4 / (1 + events / 2) ** 2 * 2 / samples**2
     variance = (float(((differences - mean) ** 2).sum()) + prior) / (n - 1) / n
-    return difference_from(mean, math.sqrt(variance), n, level)
+    found = difference_from(mean, math.sqrt(variance), n, level)
+    return replace(found, ci=(max(-1.0, found.ci[0]), min(1.0, found.ci[1])))
 
 
 def paired_mean_difference(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Difference:
