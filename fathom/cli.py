@@ -385,8 +385,8 @@ def doctor(as_json: Json = False) -> None:
 def sandbox(
     file: Annotated[Path, typer.Argument(metavar="FILE.py", help="The untrusted program.")],
     stdin: Annotated[Path | None, typer.Option(help="File that becomes its standard input.")] = None,
-    seconds: Annotated[float, typer.Option(help="CPU time it may use.", min=0.1)] = 6.0,
-    memory_mb: Annotated[int, typer.Option(help="Memory it may use.", min=16)] = 512,
+    seconds: Annotated[float, typer.Option(help="CPU time it may use.", min=0.1)] = 3.0,
+    memory_mb: Annotated[int, typer.Option(help="Memory it may use.", min=16)] = 1024,
     unsafe_exec: Unsafe = False,
 ) -> None:
     """Run one untrusted program exactly as the code grader would; prints status, output and usage as JSON.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 import typer
 from typer.main import get_command
 
-from fathom.cli import app, main
+from fathom.cli import app, main, sandbox
+from fathom.graders.code import LIMITS
 from fathom.graders.sandbox import doctor as sandbox_doctor
+from fathom.graders.sandbox.job import Limits
 from fathom.records import Problem, Rollout, write_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -278,6 +281,11 @@ def test_stored_generations_are_graded_again(tmp_path):
 
 
 PROBE = "import os\nprint(os.path.exists('/proc/self'))\n"
+
+
+def test_sandbox_has_the_code_graders_limits():
+    given = {p.name: p.default for p in inspect.signature(sandbox).parameters.values()}
+    assert Limits(given["seconds"], given["memory_mb"]) == LIMITS
 
 
 @pytest.mark.skipif(not all(ok for _, ok, _ in sandbox_doctor()), reason="this machine can't isolate programs")
