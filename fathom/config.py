@@ -54,7 +54,7 @@ Operational = OperationalMark()
 class StageConfig(BaseModel):
     """Base of every stage's configuration: unknown keys are errors, values are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ from fathom.errors import InputError, first_line
 
 Place = tuple  # path of keys and list indices from the root
 
+LONGEST = 60
+"""Characters of a wrong value that a message repeats."""
+
 
 @dataclass
 class Document:
@@ -76,9 +79,12 @@ def dump(values: Mapping[str, Any]) -> str:
 def parse_value(text: str) -> Any:
     """One YAML value, as in `--set key=VALUE`."""
     try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise InputError(f"--set: not a YAML value: {text!r}") from None
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return None if node is None else _build(loader, node, (), {}, "--set")
+    except (yaml.YAMLError, ValueError, RecursionError):
+        told = text if len(text) <= LONGEST else text[:LONGEST] + "..."
+        raise InputError(f"--set: not a YAML value: {told!r}") from None
 
 
 def load_document(path: Path) -> Document:
@@ -123,14 +129,18 @@ def _read(path: Path) -> Document:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{path}{line}: not YAML ({error.problem or error.context})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{path}: not YAML ({first_line(error)})") from None
+    except RecursionError:
+        raise InputError(
+            f"{path}: not YAML that can be read (nested too deep, or an alias of what it stands in)"
+        ) from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected a mapping at the top level")
     return Document(str(path), values, places)
 
 
-def _build(loader: _Loader, node: yaml.Node, at: Place, places: dict[Place, str], file: Path) -> Any:
+def _build(loader: _Loader, node: yaml.Node, at: Place, places: dict[Place, str], file: Path | str) -> Any:
     if not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
         raise InputError(f"{file}:{node.start_mark.line + 1}: not YAML (the tag {node.tag} is not allowed)")
     if isinstance(node, yaml.SequenceNode):

@@ -27,5 +27,9 @@ class BudgetStop(WorkError):
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says, as the part of a message: its first line, or its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's error says, as the part of a message: its first line, or its kind where it says nothing.
+
+    A first line that ends in a colon comes with the next one, which says what it announces.
+    """
+    first, *more = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {more[0].strip()}" if first.endswith(":") and more else first

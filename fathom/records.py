@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import json
+import math
 import types
 import typing
 import zlib
@@ -226,14 +227,44 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise InputError(f"{where}: expected an object, got {type(value).__name__}")
+        _check_text(value, where)
         return value
     if hint is Any:
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return _finite(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
+    _check_text(value, where)
     return value
+
+
+def _finite(value: int | float, where: str) -> float:
+    """JSON as Python reads it has NaN, Infinity and whole numbers of any length."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, got {str(value)[:20]}")
+    return number
+
+
+def _check_text(value: Any, where: str) -> None:
+    """Raises InputError for half of a surrogate pair, which JSON can write and UTF-8 can't."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_text(key, where)
+            _check_text(item, f"{where}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            _check_text(item, where)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            where = where.encode("ascii", "backslashreplace").decode()
+            raise InputError(f"{where}: half of a surrogate pair is no text") from None
 
 
 def json_lines(path: Path | str) -> Iterator[tuple[str, Any]]:

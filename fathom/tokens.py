@@ -16,7 +16,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.records import Example, Message
 
 THINK, END_THINK = "<think>", "</think>"
@@ -57,8 +57,10 @@ def load_tokenizer(model_dir: Path | str) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir, local_files_only=True)
         else:
             tokenizer = AutoTokenizer.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{model_dir}: the tokenizer can't be read ({_first_line(error)})") from error
+    except Exception as error:  # the library's own, of any kind, for files that are not what they should be
+        raise InputError(f"{model_dir}: the tokenizer can't be read ({first_line(error)})") from error
+    if not _ids(tokenizer, "1 + 1"):  # what AutoTokenizer makes of a configuration without a vocabulary
+        raise InputError(f"{model_dir}: the tokenizer knows no text (its vocabulary is missing: no tokenizer.json)")
     if not tokenizer.chat_template:
         raise InputError(f"{model_dir}: the tokenizer has no chat template")
     return tokenizer
@@ -156,7 +158,10 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase, model_dir: Path | str) -> list[
             declared = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
         except (ValueError, AttributeError):
             raise InputError(f"{path}: expected a JSON object") from None
-        found.update(declared if isinstance(declared, list) else [] if declared is None else [declared])
+        declared = declared if isinstance(declared, list) else [] if declared is None else [declared]
+        if not all(type(number) is int for number in declared):
+            raise InputError(f"{path}: eos_token_id: expected token ids, got {declared!r}")
+        found.update(declared)
     return sorted(found)
 
 
@@ -178,12 +183,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add
         else {"role": m.role, "content": m.content, "reasoning_content": m.reasoning}
         for m in messages
     ]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # a template is a program of the model's maker
+        where = tokenizer.name_or_path
+        raise InputError(f"{where}: the chat template can't render this conversation ({first_line(error)})") from error
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

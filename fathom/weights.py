@@ -12,10 +12,11 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -65,6 +66,51 @@ def weight_files(model_dir: Path) -> list[Path]:
     if not files:
         raise InputError(f"{model_dir}: not a model directory (no *.safetensors)")
     return files
+
+
+def read_config(model_dir: Path) -> dict[str, Any]:
+    """What config.json says. Raises InputError where it is no JSON object."""
+    path = Path(model_dir) / "config.json"
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a JSON object, got {type(config).__name__}")
+    return config
+
+
+def positions(model_dir: Path) -> int | None:
+    """Tokens that a prompt and its answer may have together; None where the model doesn't say.
+
+    Raises InputError for what is no such number.
+    """
+    found = read_config(model_dir).get("max_position_embeddings")
+    if found is not None and (type(found) is not int or found < 1):
+        raise InputError(
+            f"{model_dir}/config.json: max_position_embeddings: expected a whole number from 1 up, got {found!r}"
+        )
+    return found
+
+
+def check_loaded(model_dir: Path, told: Mapping[str, Any]) -> None:
+    """Raises InputError for weights that the model needs and its files don't have in its shape.
+
+    transformers fills them with random numbers and goes on. told: its own account of the loading
+    (`output_loading_info=True`).
+    """
+    if mismatched := sorted(told["mismatched_keys"]):
+        name, stored, needed = mismatched[0]
+        shapes = f"shape {list(stored)} in the files and {list(needed)} by config.json"
+        raise InputError(f"{model_dir}: tensor {name!r} has {shapes}{_more(mismatched)}")
+    if missing := sorted(told["missing_keys"]):
+        raise InputError(
+            f"{model_dir}: tensor {missing[0]!r}, which its config.json asks for, is in no file{_more(missing)}"
+        )
+
+
+def _more(found: Sequence[Any]) -> str:
+    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 
 def tensor_entries(model_dir: Path) -> dict[str, TensorEntry]:

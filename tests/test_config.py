@@ -175,6 +175,9 @@ BROKEN = [
     (b"extends: x.yaml\n", "extends itself"),
     (b"extends: 3\n", "extends: expected a path, got 3"),
     (b"a: !!python/object:os.system {}\n", "not YAML"),
+    (b"a: " + b"9" * 5000, "not YAML (Exceeds the limit (4300 digits)"),
+    (b"a: &a [*a]\n", "not YAML that can be read"),
+    (b"a: " + b"[" * 3000, "not YAML that can be read"),
 ]
 
 
@@ -213,6 +216,9 @@ def test_set_steps_through_mappings_and_lists(tmp_path):
         ("s.rows.x=1", "stages.s.rows is 1, not a mapping"),
         ("s.parts.7=1", "expected a list index below 2, got '7'"),
         ("s.rows=[1", "not a YAML value"),
+        ("s.rows=" + "9" * 5000, "not a YAML value: '9999"),
+        ("s.rows=&a [*a]", "not a YAML value: '&a [*a]'"),
+        ("s.rows={a: 1, a: 2}", "the key 'a' is written twice"),
     ],
 )
 def test_wrong_set_is_one_line(tmp_path, assignment, expected):

@@ -10,6 +10,8 @@ from fathom.errors import first_line
     [
         (ValueError("no such thing"), "no such thing"),
         (ValueError("\n  no such thing\nat all\n"), "no such thing"),
+        (ValueError("what is wrong:\n  this\nand that"), "what is wrong: this"),
+        (ValueError("what is wrong:"), "what is wrong:"),
         (TimeoutError(), "TimeoutError"),
         (OSError(" \n"), "OSError"),
     ],

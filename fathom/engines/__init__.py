@@ -91,7 +91,7 @@ class TransformersConfig(StageConfig):
     kind: Literal["transformers"] = "transformers"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     slots: Annotated[int | None, Operational] = Field(None, ge=1)
-    device: Annotated[str, Operational] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Operational] = "auto"
     replicas: Annotated[int, Operational] = Field(1, ge=1)
 
     @property

@@ -7,12 +7,13 @@ sample, position): what else is in the batch does not matter (but for the roundi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from fathom.engines import Completion, Request, TransformersConfig, engine_name
@@ -22,7 +23,7 @@ from fathom.engines.slots import ATTENTION
 from fathom.engines.text import ModelText
 from fathom.errors import InputError, first_line
 from fathom.records import Sampling
-from fathom.weights import tensor_entries
+from fathom.weights import check_loaded, tensor_entries
 
 SLOTS = {"cpu": 256, "cuda": 2048}
 """Chains that decode together where the recipe doesn't say."""
@@ -30,6 +31,9 @@ CHANGED_LOGITS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_sc
 """Entries of a configuration with which logits or scores are more than a matrix product."""
 
 disable_progress_bar()  # of the weights, which are read in a moment
+logging.getLogger("transformers.modeling_utils").setLevel(
+    logging.ERROR
+)  # whose table `check_loaded` puts into one line
 
 
 class TransformersEngine:
@@ -42,19 +46,30 @@ class TransformersEngine:
         tensor_entries(model_dir)  # names the damaged file, where transformers only says that there is one
         self.name = engine_name(config, model_dir)
         self.text = ModelText(model_dir, self.name)
-        cuda = torch.cuda.is_available() if config.device == "auto" else config.device.startswith("cuda")
+        cuda = config.device != "cpu" and torch.cuda.is_available()
+        if config.device == "cuda" and not cuda:
+            raise InputError(
+                "engine.device: cuda: there is no GPU that PyTorch can use here (`fathom doctor` says more)"
+            )
         self.device = "cuda" if cuda else "cpu"
         dtype = {"auto": torch.bfloat16 if cuda else torch.float32}.get(config.dtype) or getattr(torch, config.dtype)
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                model_dir, dtype=dtype, attn_implementation=ATTENTION, local_files_only=True
+            self.model, told = AutoModelForCausalLM.from_pretrained(
+                model_dir,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # which `check_loaded` names
+                output_loading_info=True,
             )
         except Exception as error:
             raise InputError(
                 f"{model_dir}: can't be loaded as a causal language model ({first_line(error)})"
             ) from error
+        check_loaded(model_dir, told)
         _check_supported(self.model.config, model_dir)
         self.model.to(self.device).eval()
+        _check_finite(self.model, model_dir)
         self.slots = config.slots or SLOTS[self.device]
         self.logprobs = logprobs
         self.version = 0
@@ -80,6 +95,13 @@ class TransformersEngine:
     def close(self) -> None:
         """Free the model."""
         del self.model
+
+
+def _check_finite(model: PreTrainedModel, model_dir: Path) -> None:
+    """Refuse weights from which every chain would come out as noise."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(f"{model_dir}: tensor {name!r} holds values that are no finite numbers")
 
 
 def _check_supported(config: PretrainedConfig, model_dir: Path) -> None:

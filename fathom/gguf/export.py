@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from fathom.gguf.template import ollama_template
 from fathom.ledger import Meter
 from fathom.store import read_json
 from fathom.tokens import end_of_turn_id, load_tokenizer
-from fathom.weights import TensorEntry, tensor_entries
+from fathom.weights import TensorEntry, positions, read_config, tensor_entries
 
 ARCHITECTURES = ("qwen2", "qwen3")
 """Values of `model_type` that are written, which are also llama.cpp's names for them."""
@@ -42,6 +44,9 @@ SHAPE = (
     "rms_norm_eps",
 )
 """Keys of config.json that a GGUF repeats."""
+
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+"""A tensor of a layer: the layer's number, and its name within."""
 
 FILE_TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
 NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -70,6 +75,7 @@ def write_gguf(source: Path, target: Path, kind: WeightType) -> None:
     gguf = _library()
     config = _checked(source)
     entries = tensor_entries(source)
+    _check_whole(source, entries, config["num_hidden_layers"])
     writer = gguf.GGUFWriter(target, config["model_type"])
     _add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
@@ -102,21 +108,35 @@ def read_tensor(entry: TensorEntry) -> np.ndarray:
             f"{entry.file}: tensor {entry.name!r} is {entry.dtype}; GGUF is written from floats of 16 bits or more"
         )
     values = np.memmap(entry.file, NUMPY[entry.dtype], "r", entry.offset, entry.shape)
-    if entry.dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    floats = (values.astype(np.uint32) << 16).view(np.float32) if entry.dtype == "BF16" else values.astype(np.float32)
+    if not np.isfinite(floats).all():
+        raise InputError(f"{entry.file}: tensor {entry.name!r} holds values that are no finite numbers")
+    return floats
+
+
+def _check_whole(source: Path, entries: Iterable[str], layers: int) -> None:
+    """Every layer that config.json counts is there, and has what the other layers have."""
+    of: dict[int, set[str]] = {number: set() for number in range(layers)}
+    for name in entries:
+        if found := LAYER.fullmatch(name):
+            of.setdefault(int(found[1]), set()).add(found[2])
+    if len(of) > layers:
+        raise InputError(f"{source}: weights of {len(of)} layers, and num_hidden_layers in config.json is {layers}")
+    whole = set().union(*of.values())
+    for number, names in of.items():
+        if lacking := sorted(whole - names):
+            raise InputError(f"{source}: layer {number} lacks the tensor {lacking[0]!r}")
 
 
 def modelfile(source: Path, config: GgufConfig) -> str:
     """What `ollama create NAME -f Modelfile` reads: the file, the chat template in Ollama's form, sampling, context."""
     template = ollama_template(source)
-    positions = read_json(source / "config.json")["max_position_embeddings"]
     return (
         f"FROM ./model-{config.types[0]}.gguf\n"
         f'TEMPLATE """{template.text}"""\n'
         + "".join(f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}\n" for stop in template.stops)
         + f"PARAMETER temperature {config.temperature:g}\nPARAMETER top_p {config.top_p:g}\n"
-        + f"PARAMETER num_ctx {min(config.context, positions)}\n"
+        + f"PARAMETER num_ctx {min(config.context, positions(source) or config.context)}\n"
     )
 
 
@@ -125,7 +145,7 @@ def modelfile(source: Path, config: GgufConfig) -> str:
 
 def _checked(source: Path) -> dict[str, Any]:
     """config.json, where every value that would change the arithmetic is one that the file can hold."""
-    config = read_json(source / "config.json")
+    config = read_config(source)
     where = source / "config.json"
     if config.get("model_type") not in ARCHITECTURES:
         raise InputError(
@@ -134,6 +154,9 @@ def _checked(source: Path) -> dict[str, Any]:
         )
     if missing := [key for key in SHAPE if config.get(key) is None]:
         raise InputError(f"{where}: no {', '.join(missing)}; a GGUF needs them")
+    for key in SHAPE:
+        if type(config[key]) not in (int, float) or config[key] <= 0:
+            raise InputError(f"{where}: {key}: expected a number above 0, got {config[key]!r}")
     if _rope(config).get("rope_type", "default") != "default":
         raise InputError(f"{where}: rope_type {_rope(config)['rope_type']!r}: only default positions are written")
     if config.get("use_sliding_window"):
@@ -169,6 +192,7 @@ def _add_tokenizer(writer: Any, source: Path, vocabulary: int) -> None:
     path = source / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{source}: no tokenizer.json, from which a GGUF takes its tokens")
+    turn = end_of_turn_id(load_tokenizer(source))  # which refuses a damaged file
     tokenizer = read_json(path)
     model = tokenizer["model"]
     cut = tokenizer["pre_tokenizer"] or {}
@@ -191,7 +215,6 @@ def _add_tokenizer(writer: Any, source: Path, vocabulary: int) -> None:
     writer.add_token_types(types)
     special = gguf.SpecialVocab(source, load_merges=True)
     special.add_to_gguf(writer, quiet=True)
-    turn = end_of_turn_id(load_tokenizer(source))
     if turn != special.special_token_ids.get("eos"):
         writer.add_eot_token_id(turn)
 

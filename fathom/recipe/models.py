@@ -61,7 +61,10 @@ def local_directory(spec: str, where: str) -> Path | None:
                 f"{where}: no model {spec!r} is shipped with Fathom; shipped: {', '.join(known) or 'none'}"
             )
     else:
-        path = Path(spec).expanduser()
+        try:
+            path = Path(spec).expanduser()
+        except RuntimeError:
+            raise InputError(f"{where}: {spec}: there is no such user") from None
         local = spec.startswith((".", "/", "~")) or path.parent.is_dir()  # runs/typo, where there are runs
         if not path.exists() and _HUB.match(spec) and not (local and "/" in spec):
             return None

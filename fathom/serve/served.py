@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fathom import weights
 from fathom.engines import Request, TransformersConfig, VllmConfig
 from fathom.records import Message
 from fathom.serve.errors import Refused
 from fathom.serve.split import END_THINK, THINK
-from fathom.store import read_json
 
 ThinkingMode = Literal["auto", "open", "tagged"]
 
@@ -81,4 +81,4 @@ def positions(engine: TransformersConfig | VllmConfig, model: Path) -> int | Non
     """Tokens that a prompt and its answer may have together; None where the model doesn't say."""
     if isinstance(engine, VllmConfig) and engine.max_model_len:
         return engine.max_model_len
-    return read_json(model / "config.json").get("max_position_embeddings")
+    return weights.positions(model)

@@ -5,6 +5,7 @@ The voting is `consensus.py`; where a model lies and how one is opened are the c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from fathom.prompts import Prompt
 from fathom.records import Problem, from_dict, json_lines
 from fathom.rollout import SamplingConfig
 from fathom.serve.consensus import Consensus
-from fathom.store import read_json
+from fathom.weights import positions
 
 FILES = (".jsonl", ".jsonl.gz")
 
@@ -53,6 +54,10 @@ def read_questions(given: str) -> list[Problem]:
     InputError for an empty question, an empty file, an unknown key and an id that occurs twice.
     """
     if not given.endswith(FILES):
+        if os.path.exists(given):
+            raise InputError(
+                f"{given}: expected a question in words, or a file of them that ends in {' or '.join(FILES)}"
+            )
         return [_asked(Problem("question", given, None), "solve")]
     found: dict[str, Problem] = {}
     for number, (where, row) in enumerate(json_lines(given), 1):
@@ -69,13 +74,17 @@ def read_questions(given: str) -> list[Problem]:
 def _asked(problem: Problem, where: str) -> Problem:
     if not problem.question.strip():
         raise InputError(f"{where}: the question is empty")
+    try:
+        problem.question.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: the question is not text in UTF-8") from None
     return problem
 
 
 def default_max_tokens(model: Path) -> int:
     """The usual budget of a chain, or half of the model's positions where those are fewer (the rest is for the prompt)."""
     usual = SamplingConfig().max_tokens
-    return min(usual, read_json(model / "config.json").get("max_position_embeddings", 2 * usual) // 2)
+    return max(1, min(usual, (positions(model) or 2 * usual) // 2))
 
 
 def to_json(result: Consensus) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class BenchmarkChoice(StageConfig):
     generated: GeneratedConfig | None = None
     programs: ProgramCorpus | None = None
     revision: str | None = None
-    limit: int | None = None
+    limit: int | None = Field(None, ge=1)
     kind: Kind = "math"
 
     @model_validator(mode="before")

@@ -14,11 +14,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.train.attention import NAME, Documents
 from fathom.train.batch import Pack
 from fathom.train.losses import token_logprobs
-from fathom.weights import os_errors, tensor_entries
+from fathom.weights import check_loaded, os_errors, tensor_entries
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HEAD_KNOBS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -48,17 +48,22 @@ def load_model(
     tensor_entries(model_dir)
     try:
         config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        model, told = AutoModelForCausalLM.from_pretrained(
             model_dir,
             config=config,
             dtype=dtype,
             attn_implementation=NAME,
+            output_loading_info=True,
+            ignore_mismatched_sizes=quantization is None,  # which `check_loaded` names
             **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{model_dir}: the model can't be loaded ({str(error).strip().split(chr(10))[0]})") from error
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the library's own, of any kind, for files that are not what they should be
+        raise InputError(f"{model_dir}: the model can't be loaded ({first_line(error)})") from error
+    check_loaded(model_dir, told)
     for knob in HEAD_KNOBS:
         if getattr(config, knob, None) is not None:
             raise InputError(f"{model_dir}: {knob} is not supported in training")
