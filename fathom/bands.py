@@ -10,6 +10,7 @@ another 64 would give with a chance below `PLAUSIBLE`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from functools import cache
 from math import comb, exp, lgamma, log
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from fathom.config import StageConfig
 from fathom.records import Rollout
@@ -39,6 +40,14 @@ class Window(StageConfig):
     max: float | None = None
     above: float | None = None
     below: float | None = None
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> Window:
+        low = max((edge for edge in (self.min, self.above) if edge is not None), default=-math.inf)
+        high = min((edge for edge in (self.max, self.below) if edge is not None), default=math.inf)
+        if low > high or (low == high and not self.holds(low)):
+            raise ValueError(f"no number is {self}")
+        return self
 
     def holds(self, value: float) -> bool:
         return (

@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 failed work, 2 wrong input with one clear line.
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -57,9 +58,9 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        _fail(f"{error.filename}: {error.strerror}", 2)
+        _fail(f"{error.filename or 'the output'}: {error.strerror}", 2)
     except Exception as error:
         _usage_error(error)
         raise

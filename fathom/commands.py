@@ -5,6 +5,7 @@ Each is a function of plain values that prints what a person reads; `fathom/cli.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -12,12 +13,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fathom.config import input_kind, load_object, map_values
+from fathom.config import input_kind, load_object, map_values, suggest
 from fathom.document import Document, apply_set, load_document
 from fathom.errors import FathomError, InputError, WorkError
+from fathom.prices import load_prices
 from fathom.recipe.plan import make_plan
 from fathom.recipe.progress import PlainListener, listener
 from fathom.recipe.run import Outcome, plan_json, run_recipe
@@ -27,6 +30,17 @@ from fathom.store import read_json
 
 if TYPE_CHECKING:
     from fathom.serve.keys import Keys
+
+TOP = tuple(name for name in RecipeFile.model_fields if name not in ("stages", "models"))
+"""What `--set` reaches beside the stage in a command of one stage, whose stages and models follow from its inputs."""
+
+ROWS = {
+    "problems": "problems.jsonl",
+    "chains": "rollouts.jsonl",
+    "examples": "examples.jsonl",
+    "pairs": "pairs.jsonl",
+}
+"""The file that a stage reads of an input, by the field that names it."""
 
 _ALLOW_UNSAFE = "fathom.graders.sandbox:allow_unsafe"
 
@@ -40,7 +54,7 @@ def run(
     unsafe_exec: bool = False,
 ) -> None:
     """`fathom run`: the graph, then the report."""
-    if budget is not None and not budget > 0:
+    if budget is not None and not 0 < budget < inf:
         raise InputError(f"--budget {budget}: expected a positive number of dollars")
     recipe = load_recipe(recipe_path, OPS, sets)
     run_dir = out or Path("runs") / recipe.file.recipe
@@ -60,6 +74,10 @@ def plan(
 
     sets = [*sets, *([f"hardware.device={gpu}"] if gpu else []), *([f"hardware.count={count}"] if count else [])]
     recipe = load_recipe(recipe_path, OPS, sets)
+    if gpu:
+        known = load_prices(Path(recipe.file.prices) if recipe.file.prices else None).devices
+        if gpu not in known:
+            raise InputError(f"--gpu {gpu}: the price file has no such device{suggest(gpu, known)}")
     run_dir = out or Path("runs") / recipe.file.recipe
     steps = make_plan(recipe, run_dir)
     forecast = estimates.forecast(recipe, steps)
@@ -138,7 +156,7 @@ def one_stage(op: str, name: str, body: Mapping[str, Any], sets: Sequence[str]) 
     """A recipe of one stage; paths in its input fields become stages (`op: given`) and models of their own."""
     document = Document(f"fathom {name}", {"recipe": name, "stages": {name: {"op": op, **body}}})
     for assignment in sets:
-        apply_set(document, assignment, root=("stages", name), known=tuple(RecipeFile.model_fields))
+        apply_set(document, assignment, root=("stages", name), known=TOP)
     stages, models = document.values["stages"], document.values.setdefault("models", {})
     for field_name, field in OPS[op].config_class().model_fields.items():
         kind, value = input_kind(field), stages[name].get(field_name)
@@ -147,15 +165,24 @@ def one_stage(op: str, name: str, body: Mapping[str, Any], sets: Sequence[str]) 
         if kind == "model":
             models |= {spec: spec for spec in _texts(value)}
         elif kind == "data":
-            stages[name][field_name] = map_values(value, lambda path: _given(path, stages))
+            stages[name][field_name] = map_values(value, lambda path, field=field_name: _given(path, field, stages))
     if op in ("sft", "grpo", "prefer", "merge"):
         document.values.setdefault("final", name)
     return check_recipe(document, OPS, sets)
 
 
-def _given(path: str, stages: dict[str, Any]) -> str:
-    name = f"given-{_slug(path)}"
-    stages[name] = {"op": "given", "path": path}
+def _given(path: Any, field: str, stages: dict[str, Any]) -> Any:
+    """The name of a stage that takes a path in; what is no path is left for validation to name."""
+    if not isinstance(path, str):
+        return path
+    wanted = ROWS.get(field)
+    if wanted and Path(path).is_file() and Path(path).name != wanted:
+        raise InputError(f"{path}: {field}: expected a file called {wanted}, or a directory that holds one")
+    slug = _slug(path) or "path"
+    names = (f"given-{slug}-{number}" if number else f"given-{slug}" for number in itertools.count())
+    stage = {"op": "given", "path": path}
+    name = next(name for name in names if stages.get(name, stage) == stage)
+    stages[name] = stage
     return name
 
 

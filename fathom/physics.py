@@ -111,7 +111,7 @@ def shape_of(directory: Path) -> ModelShape:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_bytes())
-        return ModelShape(
+        shape = ModelShape(
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
             heads=config["num_attention_heads"],
@@ -120,8 +120,13 @@ def shape_of(directory: Path) -> ModelShape:
             vocabulary=config["vocab_size"],
             tied=config.get("tie_word_embeddings", False),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a decoder's configuration ({error})") from None
+    sizes = ("layers", "hidden", "heads", "kv_heads", "intermediate", "vocabulary")
+    if wrong := [name for name in sizes if type(getattr(shape, name)) is not int or getattr(shape, name) < 1]:
+        told = f"{wrong[0]}: {getattr(shape, wrong[0])!r}"
+        raise InputError(f"{path}: not a decoder's configuration ({told}, expected a whole number from 1 up)")
+    return shape
 
 
 @dataclass(frozen=True)

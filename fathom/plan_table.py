@@ -71,6 +71,8 @@ def _total(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Mapping
     budget = recipe.file.budget.usd
     if budget is not None:
         fits = "within" if usd[2] <= budget else "may exceed" if usd[0] <= budget else "exceeds"
+        if unpriced and fits == "within":
+            fits = "what has a price is within"
         text += f"; {fits} the budget of ${budget:.2f}"
     return "\n".join([text, *_training(todo, forecast)])
 

@@ -15,6 +15,8 @@ import typer
 from typer.main import get_command
 
 from fathom.cli import app, main, sandbox
+from fathom.commands import one_stage
+from fathom.errors import InputError
 from fathom.graders.code import LIMITS
 from fathom.graders.sandbox import doctor as sandbox_doctor
 from fathom.graders.sandbox.job import Limits
@@ -85,6 +87,7 @@ def test_help_is_the_answer_to_no_arguments():
     assert all(name in finished.stdout for name in COMMANDS)
 
 
+RECIPE = str(Path(__file__).parent.parent / "recipes" / "fathom-r1-tiny.yaml")
 WRONG = [
     (["rnu"], "No such command 'rnu'. Did you mean"),
     (["run"], "Missing argument 'RECIPE'"),
@@ -117,6 +120,22 @@ WRONG = [
     (["solve", "1 + 1?", "nowhere"], "solve: nowhere: no such directory"),
     (["solve", "1 + 1?", "--set", "samples=0"], "--set samples=0: samples: expected greater than or equal to 1"),
     (["solve", "1 + 1?", "--set", "engine.kind=http"], "fathom solve: engine: Input tag 'http'"),
+    (["prefer", "--out", "x", "--set", "pairs=5", "--set", "model=m"], "pairs: expected a valid string, got 5"),
+    (
+        ["grpo", "--out", "x", "--set", "model=m", "--set", "problems=p", "--set", "batches=1", "--set", "stages=3"],
+        "unknown key 'stages'",
+    ),
+    (
+        ["grpo", "--out", "x", "--set", "model=m", "--set", "problems=p", "--set", "batches=1", "--set", "models.a=3"],
+        "unknown key 'models'; did you mean 'model'?",
+    ),
+    (["run", RECIPE, "--budget", "inf"], "--budget inf: expected a positive number of dollars"),
+    (["plan", RECIPE, "--gpu", "h20"], "--gpu h20: the price file has no such device; did you mean 'h200'?"),
+    (
+        ["plan", RECIPE, "--set", "band.solve_rate={min: 0.9, max: 0.1}"],
+        "band.solve_rate={min: 0.9, max: 0.1}: stage 'band'",
+    ),
+    (["plan", RECIPE, "--set", "band.solve_rate={min: 0.5, below: 0.5}"], "solve_rate: no number is >= 0.5 and < 0.5"),
     (["why", "a-row"], "why: name the RUN to look in: there is none in runs"),
     (["why", "a-row", "nowhere"], "nowhere: not a run directory"),
     (["sandbox", "nowhere.py"], "nowhere.py: No such file"),
@@ -167,6 +186,13 @@ def test_exit_codes(monkeypatch, capsys, error, code):
         cli.main()
     assert stopped.value.code == code
     assert capsys.readouterr().err == "fathom: x.yaml:3: what is wrong\n"
+
+
+def test_a_full_disk_under_the_output_is_one_line():
+    command = [sys.executable, "-m", "fathom", "plan", RECIPE]
+    with open("/dev/full", "w") as full:
+        finished = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert (finished.returncode, finished.stderr) == (2, "fathom: the output: No space left on device\n")
 
 
 def test_ctrl_c_is_exit_code_1(monkeypatch, capsys):
@@ -231,6 +257,22 @@ def test_one_stage_by_hand_takes_paths(tmp_path):
     assert "finished already" in fathom("curate", "dedup", *given, "--set", "similarity=0.8", cwd=tmp_path).stdout
     wrong = fathom("curate", "dedup", *given, "--set", "similarty=0.8", cwd=tmp_path)
     assert (wrong.returncode, "did you mean 'similarity'?" in wrong.stderr) == (2, True)
+
+
+def test_what_is_given_by_hand_is_told_apart_and_called_by_the_right_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/b", "a-b", "ж"):
+        Path(folder).mkdir(parents=True)
+    Path("mine.jsonl").touch()
+    body = {"problems": "a/b", "chains": "a-b"}
+    stages = one_stage("pairs", "pairs", body, []).values["stages"]
+    assert [stages[stages["pairs"][field]]["path"] for field in ("problems", "chains")] == ["a/b", "a-b"]
+    stages = one_stage("pairs", "pairs", {"problems": "ж", "chains": "ж"}, []).values["stages"]
+    assert (stages["pairs"]["problems"], stages["pairs"]["chains"]) == ("given-path", "given-path")
+    with pytest.raises(
+        InputError, match=r"^mine\.jsonl: problems: expected a file called problems\.jsonl, or a directory"
+    ):
+        one_stage("pairs", "pairs", {"problems": "mine.jsonl", "chains": "a-b"}, [])
 
 
 def test_a_14b_plan_needs_no_network(tmp_path):

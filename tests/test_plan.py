@@ -13,6 +13,7 @@ import pytest
 import toy_stages
 
 from fathom import estimates, estimates_training, physics, store
+from fathom.errors import InputError
 from fathom.plan_table import plan_table
 from fathom.prices import load_prices
 from fathom.recipe.closure import _find, _read, closure
@@ -358,4 +359,8 @@ def test_ranges_divide_the_right_way_round():
 def test_a_config_that_is_no_decoder(tmp_path):
     (tmp_path / "config.json").write_text('{"hidden_size": 4}')
     with pytest.raises(Exception, match=r"config\.json: not a decoder's configuration"):
+        physics.shape_of(tmp_path)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_attention_heads": 0}))
+    with pytest.raises(InputError, match=r"heads: 0, expected a whole number from 1 up"):
         physics.shape_of(tmp_path)

@@ -130,6 +130,16 @@ def test_older_lighteval_details(tmp_path):
         ([], "no rows"),
         ([{"q": 1, "a": 2}], r"x.jsonl:1: not a stored generation .* its keys: q, a"),
         ([{"gold": "1", "prediction": "1"}, {"gold": "1"}], r"x.jsonl:2: needs 'gold' and 'prediction'"),
+        ([{"gold": "1", "prediction": "1"}, [1]], r"x.jsonl:2: expected an object, got list"),
+        (
+            [{"gold": "1", "prediction": "1", "tokens": "many"}],
+            r"x.jsonl:1: not a row as plain writes it \(ValueError: ",
+        ),
+        ([{"doc_id": 1, "doc": "text", "resps": [["1"]], "target": "1"}], r"x.jsonl:1: not a row as lm-eval writes it"),
+        (
+            [{"doc": {"choices": ["1"], "gold_index": 3}, "model_response": {"text": ["1"]}}],
+            r"x.jsonl:1: not a row as lighteval writes it \(IndexError: ",
+        ),
         ([{"gold": "1", "prediction": 5}], r"x.jsonl:1: expected the generated text, got int"),
         (
             [{"problem_id": "a", "index": 0, "text": "t", "tokens": 1, "finish": "stop", "model": "m"}],

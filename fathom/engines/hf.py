@@ -31,9 +31,8 @@ CHANGED_LOGITS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_sc
 """Entries of a configuration with which logits or scores are more than a matrix product."""
 
 disable_progress_bar()  # of the weights, which are read in a moment
-logging.getLogger("transformers.modeling_utils").setLevel(
-    logging.ERROR
-)  # whose table `check_loaded` puts into one line
+logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
+# a table of many lines, of which `check_loaded` says in one what matters
 
 
 class TransformersEngine:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fathom import graders
-from fathom.errors import InputError
+from fathom.errors import InputError, first_line
 from fathom.graders.files import read_problem
 from fathom.records import Problem, Rollout, from_dict, read_jsonl
 from fathom.sources.files import read_rows
@@ -42,17 +42,38 @@ def read_stored(path: Path, problems: Path | None = None) -> tuple[str, list[Sto
     rows = list(read_rows(path))
     if not rows:
         raise InputError(f"{path}: no rows")
+    for where, row in rows:
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected an object, got {type(row).__name__}")
     where, first = rows[0]
     for name, (recognise, read) in _FORMATS.items():
         if recognise(first):
-            return name, list(read(rows, path, problems))
+            return name, _read(name, rows, lambda seen, read=read: read(seen, path, problems))
     raise InputError(
         f"{where}: not a stored generation that is known here; its keys: {', '.join(map(str, first))}; expected "
         "a rollout (problem_id, index, text), a row with gold and prediction, lm-eval samples, or lighteval details"
     )
 
 
-Rows = list[tuple[str, Row]]
+Rows = Iterable[tuple[str, Row]]
+
+
+def _read(name: str, rows: Rows, read: Callable[[Rows], Iterator[Stored]]) -> list[Stored]:
+    """All chains; a row of others' making whose values are of other kinds than theirs is named."""
+    where = ""
+
+    def seen() -> Iterator[tuple[str, Row]]:
+        nonlocal where
+        for place, row in rows:
+            where = place
+            yield place, row
+
+    try:
+        return list(read(seen()))
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{where}: not a row as {name} writes it ({type(error).__name__}: {first_line(error)})"
+        ) from error
 
 
 def _ours(rows: Rows, path: Path, problems: Path | None) -> Iterator[Stored]:
@@ -87,8 +108,9 @@ def _plain(rows: Rows, path: Path, problems: Path | None) -> Iterator[Stored]:
 def _lm_eval(rows: Rows, path: Path, problems: Path | None) -> Iterator[Stored]:
     """`samples_<task>_<time>.jsonl`: one row per document and filter, of which the first filter is read."""
     task = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$", "", path.name.removesuffix(".jsonl"))
-    only = rows[0][1].get("filter")
-    for where, row in rows:
+    only = None
+    for number, (where, row) in enumerate(rows):
+        only = only if number else row.get("filter")
         if row.get("filter") != only:
             continue
         problem = _problem(
