@@ -106,10 +106,11 @@ def test_a_push_that_may_not_be_is_one_line(
 
 
 def test_a_finding_stops_the_push_and_is_named_by_file_and_line(copy: Path) -> None:
-    config = copy / "model/config.json"
-    artifact = copy / "artifacts/merged/config.json"
-    for path in (config, artifact):
-        path.write_text(path.read_text().replace("{", '{\n  "note": "hf_' + "x" * 30 + '",', 1))
+    config = copy / "artifacts/merged/config.json"
+    config.write_text(config.read_text().replace("{", '{\n  "note": "hf_' + "x" * 30 + '",', 1))
+    manifest = store.read_manifest(config.parent)
+    manifest["files"]["config.json"] = {"size": config.stat().st_size, "sha256": store.hash_file(config)}
+    store.write_json(config.parent / "manifest.json", manifest)
     (shown,) = publish(copy, None, [], {}).findings
     assert (shown.file, shown.line, shown.what) == ("config.json", 2, "a Hugging Face token")
     with pytest.raises(InputError, match=r"config\.json: line 2: a Hugging Face token; nothing was sent"):
@@ -120,6 +121,42 @@ def test_a_run_without_a_final_model_is_refused(copy: Path) -> None:
     shutil.rmtree(copy / "artifacts/merged")
     with pytest.raises(InputError, match="final stage 'merged' has not finished"):
         publish(copy, None, [], {})
+
+
+def test_a_damaged_model_does_not_leave(copy: Path, server: Hub) -> None:
+    (weights,) = (copy / "artifacts").glob("*/model.safetensors")
+    whole = weights.read_bytes()
+    for damaged, told in (
+        (whole[:-8], "has .* bytes, .* were written"),
+        (whole[:-1] + b"!", "is not what was written"),
+    ):
+        weights.write_bytes(damaged)
+        with pytest.raises(InputError, match=rf"{weights.parent}: damaged: model\.safetensors {told}"):
+            commands.publish(copy, "me/tiny", [])
+    assert server.calls == []
+
+
+EDITED = {
+    "recipe.yaml": [
+        "stages: [",
+        "- a\n",
+        "",
+        "recipe: x\nstages: [a]\n",
+        "recipe: x\nstages: {a: 1}\n",
+        "stages: {}\n",
+        "recipe: x\nstages: {}\nseed: z\n",
+    ],
+    "plan.json": ["{", "[]", '{"stages": 3}', '{"stages": [3]}'],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in EDITED.items() for text in texts])
+def test_files_of_a_run_that_were_edited_are_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("recipe: x\nstages: {}\n")
+    assert read_run(tmp_path).name == "x"
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=rf"{tmp_path / name}(:\d+)?: "):
+        read_run(tmp_path)
 
 
 def test_an_unknown_setting_is_refused(finished: Path) -> None:

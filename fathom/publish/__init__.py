@@ -20,6 +20,7 @@ from fathom.publish.push import check_repo, push
 from fathom.publish.scan import Finding, scan
 from fathom.report import write
 from fathom.report.read import read_run
+from fathom.store import damage
 
 TOKEN = "HF_TOKEN"
 
@@ -69,8 +70,11 @@ def _folder(run_dir: Path) -> Path:
     run = read_run(run_dir)
     if run.final is None:
         raise InputError(f"{run_dir}: its recipe names no `final` stage, so there is no model to publish")
-    if run.stage(run.final) is None:
+    final = run.stage(run.final)
+    if final is None:
         raise InputError(f"{run_dir}: its final stage {run.final!r} has not finished")
+    if broken := damage(final.directory, final.manifest, thorough=True):
+        raise InputError(f"{final.directory}: damaged: {broken}; `fathom run` makes it again")
     write(run_dir)
     return run_dir / "model"
 

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from fathom.bill import BillLine, read_bill
+from fathom.document import load_document
 from fathom.errors import InputError
 from fathom.records import Rollout, json_lines, read_jsonl
 from fathom.store import read_json, read_manifest
@@ -92,27 +93,48 @@ def read_run(directory: Path) -> Run:
     recipe_file = directory / "recipe.yaml"
     if not recipe_file.is_file():
         raise InputError(f"{directory}: not a run directory (it has no {recipe_file.name})")
-    recipe = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))
+    recipe = load_document(recipe_file).values
+    _check_kinds(recipe, RECIPE_KINDS, recipe_file)
     stages, waiting = [], []
-    for name in recipe.get("stages", {}):
+    for name in recipe["stages"]:
         artifact = directory / "artifacts" / name
         manifest = read_manifest(artifact)
-        if manifest is None:
+        if manifest is None or "op" not in manifest:
             waiting.append(name)
         else:
             stages.append(Stage(name, artifact, manifest))
-    plan = directory / "plan.json"
     return Run(
         directory=directory,
         recipe=recipe,
         stages=tuple(stages),
         waiting=tuple(waiting),
         bill=_bill(directory / "ledger.sqlite"),
-        plan=read_json(plan) if plan.is_file() else {},
+        plan=_plan(directory / "plan.json"),
         rows=tuple(_evaluated(stages, "rows.json")),
         comparisons=tuple(_evaluated(stages, "comparisons.json")),
         published=_published(),
     )
+
+
+RECIPE_KINDS = {"recipe": str, "stages": dict, "seed": int}
+PLAN_KINDS = {"stages": list}
+
+
+def _check_kinds(values: Any, kinds: Mapping[str, type], file: Path) -> None:
+    """Raises InputError where a run's own file was edited into something else."""
+    for key, kind in kinds.items():
+        value = values.get(key, 0 if kind is int else None) if isinstance(values, dict) else None
+        members = value.values() if kind is dict and isinstance(value, dict) else value if kind is list else ()
+        if not isinstance(value, kind) or not all(isinstance(member, dict) for member in members):
+            raise InputError(f"{file}: not as a run writes it ({key}: {str(value)[:40]!r})")
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    plan = read_json(path)
+    _check_kinds(plan, PLAN_KINDS, path)
+    return plan
 
 
 def rollouts(stage: Stage) -> Iterator[Rollout]:

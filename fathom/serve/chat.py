@@ -20,7 +20,7 @@ from fathom.engines import Completion, Request, TransformersConfig, VllmConfig
 from fathom.engines.session import Piece
 from fathom.errors import InputError, WorkError
 from fathom.prices import Prices
-from fathom.prompts import Prompt
+from fathom.prompts import Prompt, template
 from fathom.prompts.ask import ask
 from fathom.records import Finish, Message, Problem, Sampling
 from fathom.rollout import SamplingConfig
@@ -63,7 +63,9 @@ class ChatConfig(StageConfig):
 def configure(model: Path, sets: Sequence[str]) -> ChatConfig:
     """The configuration that `--set` asks for. Raises InputError for an unknown key or a wrong value."""
     values = {"engine": {"kind": "transformers"}, "sampling": {"max_tokens": default_max_tokens(model)}}
-    return with_sets(ChatConfig, "fathom chat", values, sets)
+    config = with_sets(ChatConfig, "fathom chat", values, sets)
+    template(config.prompt)  # told here, not with the first question
+    return config
 
 
 @dataclass
