@@ -50,9 +50,7 @@ def main() -> None:
         status = app(standalone_mode=False)
     except FathomError as error:
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
-    except typer.Abort:
-        _fail("interrupted", 1)
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; the same command resumes", 1)
     except BrokenPipeError:
         sys.stderr.close()
@@ -64,6 +62,8 @@ def main() -> None:
     except Exception as error:
         _usage_error(error)
         raise
+    if status == 130:  # what typer makes of a KeyboardInterrupt inside a command
+        _fail("interrupted; the same command resumes", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -195,6 +195,17 @@ def test_a_full_disk_under_the_output_is_one_line():
     assert (finished.returncode, finished.stderr) == (2, "fathom: the output: No space left on device\n")
 
 
+def test_ctrl_c_inside_a_command_is_told(monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fathom.commands.plan", interrupted)
+    monkeypatch.setattr(sys, "argv", ["fathom", "plan", RECIPE])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    assert (exit.value.code, capsys.readouterr().err) == (1, "fathom: interrupted; the same command resumes\n")
+
+
 def test_ctrl_c_is_exit_code_1(monkeypatch, capsys):
     from fathom import cli
 

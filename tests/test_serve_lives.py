@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import threading
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 from serving import ServerProcess
+
+from fathom.errors import InputError
+from fathom.serve.listen import bind, ends_well, make_server
 
 SCRIPT = Path(__file__).with_name("scripted_server.py")
 
@@ -104,3 +108,25 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server):
     assert server.ended() == 0
     rows = [json.loads(line) for line in server.log.read_text(encoding="utf-8").splitlines()]
     assert {row["status"] for row in rows} == {200, 403, 408, 409, 422}
+
+
+def test_a_signal_that_comes_before_the_server_listens_for_it_ends_it_too():
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    server = make_server(app, header_seconds=1, drain_seconds=1)
+    late = threading.Timer(5, setattr, (server, "should_exit", True))
+    late.start()
+    with bind("127.0.0.1", 0) as listening, ends_well(server):
+        os.kill(os.getpid(), signal.SIGTERM)
+        server.run(sockets=[listening])
+    assert late.is_alive()
+    late.cancel()
+
+
+def test_a_host_that_is_no_name_is_one_line():
+    with pytest.raises(InputError, match=r"^a{70}:0: can't listen there"):
+        bind("a" * 70, 0)

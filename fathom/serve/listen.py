@@ -139,13 +139,16 @@ def address(listening: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def ends_well() -> Iterator[None]:
-    """SIGTERM and Ctrl-C, once the server has drained on them, end nothing more (uvicorn raises them again)."""
+def ends_well(server: uvicorn.Server) -> Iterator[None]:
+    """SIGTERM and Ctrl-C end the server before it listens for them itself, too.
 
-    def ignore(number: int, frame: FrameType | None) -> None:
-        pass
+    Once it has drained on them they end nothing more (uvicorn raises them again).
+    """
 
-    before = {number: signal.signal(number, ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+    def end(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

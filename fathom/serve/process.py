@@ -57,6 +57,6 @@ def run(
             page(app, live, served, config)
         server = make_server(app, config.header_seconds, config.drain_seconds)
         app.state.api.draining = lambda: server.draining
-        print(f"fathom: {config.name} at {address(listening)}", flush=True)
-        with ends_well():
+        with ends_well(server):
+            print(f"fathom: {config.name} at {address(listening)}", flush=True)
             server.run(sockets=[listening])
