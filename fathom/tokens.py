@@ -191,4 +191,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], add
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError("the prompt is not text in UTF-8 (it holds half of a surrogate pair)") from None
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

@@ -23,7 +23,7 @@ from fathom.records import Sampling
 from fathom.serve.chat import Conversation, Settings, configure, usd_per_hour
 from fathom.serve.live import Live
 from fathom.serve.served import Served, served_model
-from fathom.serve.terminal import figures, tally
+from fathom.serve.terminal import BOLD_PROMPT, Terminal, figures, tally
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(fathom.__file__).parent / "data" / "fathom-tiny-base"
@@ -170,6 +170,8 @@ def test_settings_come_from_the_model_and_the_command_line():
     assert Settings.of(config, 32768).memory
     with pytest.raises(InputError, match="vote"):
         configure(TINY, ["vote=4"])
+    with pytest.raises(InputError, match="prompt template 'solv' does not exist"):
+        configure(TINY, ["prompt=solv"])
 
 
 def test_the_price_is_that_of_the_device():
@@ -184,9 +186,20 @@ QUIET = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def test_in_a_pipe_answers_alone_go_to_stdout(tmp_path, monkeypatch, capsys):
-    lines = ["What is 17 + 4 * 5?", "/votes 4", "", "Find the value of 20 - 7.", "/votes x", "/nope", "/quit", "never"]
+    lines = [
+        "What is 17 + 4 * 5?",
+        "/votes 4",
+        "",
+        "\udcff?",
+        "Find the value of 20 - 7.",
+        "/votes x",
+        "/nope",
+        "/quit",
+        "never",
+    ]
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    asked = io.BytesIO("\n".join(lines).encode("utf-8", "surrogateescape"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(asked, "utf-8"))
     monkeypatch.setattr(sys, "argv", ["fathom", "chat", "--set", "sampling.max_tokens=200"])
     with pytest.raises(SystemExit) as ended:
         main()
@@ -200,7 +213,28 @@ def test_in_a_pipe_answers_alone_go_to_stdout(tmp_path, monkeypatch, capsys):
     assert "chains agree" in told.err
     assert "/votes: expected a whole number from 1 to 1,024, got 'x'" in told.err
     assert "/nope: no such command" in told.err
+    assert told.err.count("the prompt is not text in UTF-8") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "prompt"), [("NO_COLOR", "1", "› "), ("TERM", "dumb", "› "), ("TERM", "xterm", BOLD_PROMPT)]
+)
+def test_the_prompt_is_bold_where_that_is_wanted(monkeypatch, variable, value, prompt):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys, "stdin", Screen())
+    monkeypatch.setattr(sys, "stdout", Screen())
+    shown = []
+    monkeypatch.setattr("builtins.input", lambda prompt: shown.append(prompt) or "/quit")
+    Terminal(talk("1")[0]).run()
+    assert shown == [prompt]
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
 
 def test_on_a_terminal(tmp_path):

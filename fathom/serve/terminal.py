@@ -6,6 +6,7 @@ Lines are edited and remembered by readline, where Python has it. What a convers
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -21,8 +22,9 @@ from fathom.errors import FathomError, InputError
 from fathom.serve.chat import MOST_VOTES, Conversation, Turn
 from fathom.serve.solving import agreement, ballot
 
-PROMPT = "\001\033[1m\002› \001\033[0m\002"
-"""Bold; readline has to be told what of it takes no room."""
+PROMPT = "› "
+BOLD_PROMPT = f"\001\033[1m\002{PROMPT}\001\033[0m\002"
+"""readline has to be told what of it takes no room."""
 
 REMEMBERED = 1000
 """Questions in the history file."""
@@ -49,6 +51,8 @@ class Terminal:
         self._out = Console(highlight=False, soft_wrap=True)
         self._aside = self._out if self._watched else Console(stderr=True, highlight=False, soft_wrap=True)
         self._history = history
+        plain = self._out.no_color or self._out.is_dumb_terminal
+        self._prompt = "" if not self._watched else PROMPT if plain else BOLD_PROMPT
         self.folded = not self._watched
         self._commands: dict[str, Callable[[str], str]] = {
             "votes": self._votes,
@@ -61,6 +65,8 @@ class Terminal:
 
     def run(self) -> None:
         """Questions and commands, line by line, until the input ends or /quit."""
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")  # what is no text is refused as a question, not before
         with _line_editing(self._history if self._watched else None):
             if self._watched:
                 # Also where a shell started us with the signal ignored.
@@ -78,7 +84,7 @@ class Terminal:
     def _read(self) -> str | None:
         """The next line; None at the end."""
         try:
-            return input(PROMPT if self._watched else "").strip()
+            return input(self._prompt).strip()
         except EOFError:
             if self._watched:
                 self._out.print()
