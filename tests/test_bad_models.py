@@ -79,6 +79,12 @@ def test_weights_that_are_no_numbers_are_named(model, use):
         OPENS[use](model)
 
 
+def test_a_tensor_that_gguf_has_no_place_for_is_named(model):
+    weighted(model, lambda tensors: tensors.update({"model.odd.weight": torch.zeros(2, 2)}))
+    with pytest.raises(InputError, match=r"tensor 'model\.odd\.weight' has no place in a qwen2 GGUF"):
+        OPENS["written as GGUF"](model)
+
+
 def test_gguf_has_as_many_layers_as_the_configuration_counts(model):
     configured(model, num_hidden_layers=3)
     with pytest.raises(InputError, match=r"weights of 5 layers, and num_hidden_layers in config.json is 3"):
