@@ -364,3 +364,9 @@ def test_a_config_that_is_no_decoder(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**sizes, "num_attention_heads": 0}))
     with pytest.raises(InputError, match=r"heads: 0, expected a whole number from 1 up"):
         physics.shape_of(tmp_path)
+
+
+def test_what_has_no_price_is_not_within_a_budget(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    total = plan_table(*recipe_forecast("fathom-r1-tiny", "hardware.device=abacus")).splitlines()[-1]
+    assert "stages unpriced; what has a price is within the budget of $0.50" in total
