@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from fathom.engines import Request, chain_seed
 from fathom.engines.nucleus import draw, uniforms
-from fathom.engines.session import Piece
+from fathom.engines.session import Piece, RunningChain
 from fathom.engines.slots import LEAST_ROWS, ROWS, SlotCache, padded
 from fathom.engines.text import GrowingText
 from fathom.records import Finish, Sampling
@@ -35,20 +35,10 @@ UNREAD = torch.zeros(1, 1, 1, 1)
 
 
 @dataclass(eq=False)
-class _Chain:
-    """One chain from the queue to its end. ids, logprobs: what it has written. start: its prompt and what it had begun."""
+class _Chain(RunningChain):
+    """One chain from the queue to its end. forced: what it has to write next, whatever is drawn. start: its prompt and what it had begun."""
 
-    ticket: int
-    request: Request
-    index: int
-    prompt: list[int]
-    sampling: Sampling
-    thinking: int | None
-    text: GrowingText | None
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     forced: list[int] = field(default_factory=list)
-    """What it has to write next, whatever is drawn."""
     start: list[int] = field(default_factory=list)
 
     @property

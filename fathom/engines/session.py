@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fathom.engines import Completion, Engine, Request
 from fathom.errors import InputError
 from fathom.records import Finish, Sampling
+
+if TYPE_CHECKING:
+    from fathom.engines.text import GrowingText
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,25 @@ class Piece:
     finish: Finish | None = None
     token_ids: tuple[int, ...] | None = None
     logprobs: tuple[float, ...] | None = None
+
+
+@dataclass(eq=False)
+class RunningChain:
+    """One chain that a session writes.
+
+    ticket, request, thinking: as they were added. index: of the chain, as in a Completion. text: None where the chain comes
+    whole. ids, logprobs: what it has written.
+    """
+
+    ticket: int
+    request: Request
+    index: int
+    prompt: list[int]
+    sampling: Sampling
+    thinking: int | None
+    text: GrowingText | None
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
 
 
 class Session(Protocol):

@@ -10,11 +10,11 @@ import itertools
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fathom.engines import Request, chain_seed
-from fathom.engines.session import Piece
+from fathom.engines.session import Piece, RunningChain
 from fathom.engines.text import GrowingText, ModelText
 from fathom.errors import WorkError
 from fathom.records import Finish, Sampling
@@ -29,19 +29,10 @@ _IDS = itertools.count()
 
 
 @dataclass(eq=False)
-class _Chain:
-    """One chain that runs. thinking: None once it was looked at; told: tokens that pieces have brought."""
+class _Chain(RunningChain):
+    """One chain that runs. name: vLLM's. thinking: None once it was looked at. told: tokens that pieces have brought."""
 
-    ticket: int
-    request: Request
-    index: int
-    prompt: list[int]
-    sampling: Sampling
-    thinking: int | None
-    text: GrowingText | None
     name: str = ""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
     told: int = 0
 
     def begin(self, ids: Sequence[int], logprobs: bool) -> None:
