@@ -32,6 +32,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from provenance import command
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 RESULT = HERE / "results" / "rollout_gpu.json"
@@ -295,14 +297,6 @@ def update(file: Path, part: str, more: dict[str, Any] | None) -> None:
             report[f"{eight}_over_16_bits"] = round(speeds[0] / speeds[1], 3)
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def command() -> str:
-    """What is run, but for where its report goes."""
-    given = sys.argv[1:]
-    if "--out" in given:
-        del given[given.index("--out") : given.index("--out") + 2]
-    return " ".join(["python benchmarks/rollout_gpu.py", *given])
 
 
 def child(options: argparse.Namespace) -> None:

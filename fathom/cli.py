@@ -38,6 +38,7 @@ Sets = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="Set a value, as in v06.epochs=2 (repeatable).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+INTERRUPTED = 130  # also what typer makes of a KeyboardInterrupt inside a command
 CURATE = ("dedup", "decontaminate", "solve_rate", "select", "pairs", "mix", "export")
 Unsafe = Annotated[
     bool, typer.Option("--unsafe-exec", help="Run model-written programs without isolation, as if they were yours.")
@@ -51,7 +52,7 @@ def main() -> None:
     except FathomError as error:
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command resumes", 1)
+        status = INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
@@ -62,7 +63,7 @@ def main() -> None:
     except Exception as error:
         _usage_error(error)
         raise
-    if status == 130:  # what typer makes of a KeyboardInterrupt inside a command
+    if status == INTERRUPTED:
         _fail("interrupted; the same command resumes", 1)
     sys.exit(status if isinstance(status, int) else 0)
 

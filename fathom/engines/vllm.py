@@ -23,7 +23,7 @@ from fathom.engines.session import completions
 from fathom.engines.text import ModelText
 from fathom.engines.vllm_session import VllmSession
 from fathom.engines.vllm_worker import as_handles, release_handles
-from fathom.errors import InputError, WorkError
+from fathom.errors import InputError, WorkError, first_line
 from fathom.records import Sampling
 
 SEEDS_IN_BATCH = ("Qwen2ForCausalLM",)
@@ -49,7 +49,7 @@ class VllmEngine:
             try:
                 self._llm = vllm.LLM(**_arguments(model_dir, config))
             except Exception as error:
-                raise WorkError(f"{model_dir}: vLLM can't start it ({_first_line(error)})") from error
+                raise WorkError(f"{model_dir}: vLLM can't start it ({first_line(error)})") from error
         self._core = self._llm.llm_engine
         self._positions = self._core.model_config.max_model_len
 
@@ -79,7 +79,7 @@ class VllmEngine:
         try:
             self._llm.collective_rpc("fathom_receive", args=(as_handles(weights), version))
         except Exception as error:
-            raise WorkError(f"{self.name}: new weights were not taken over ({_first_line(error)})") from error
+            raise WorkError(f"{self.name}: new weights were not taken over ({first_line(error)})") from error
         self._core.reset_prefix_cache(reset_running_requests=True)
         release_handles()
         self._empty = False
@@ -160,7 +160,3 @@ def _import_vllm():
             raise
         raise InputError("engine vllm: vLLM is not installed; it comes with `pip install 'fathom[vllm]'`") from None
     return vllm
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -23,7 +23,6 @@ class _Held:
 
     ids: list[int] = field(default_factory=list)
     logprobs: array = field(default_factory=lambda: array("f"))
-    prefill: Any = None
 
 
 class WholeChainScheduler(AsyncScheduler):
@@ -66,14 +65,13 @@ class WholeChainScheduler(AsyncScheduler):
                 yield output
                 continue
             held.ids += output.new_token_ids
-            held.prefill = held.prefill or output.prefill_stats
             if sampled is not None and count:
                 starts = logprobs.cu_num_generated_tokens
                 first = row if starts is None else starts[row]
                 held.logprobs.extend(sampled[first : first + count])
             if output.finish_reason is not None:
                 del self._held[output.request_id]
-                output.new_token_ids, output.prefill_stats = held.ids, held.prefill
+                output.new_token_ids = held.ids
                 if held.logprobs:
                     output.kv_transfer_params = {LOGPROBS: held.logprobs.tobytes()}
                 yield output

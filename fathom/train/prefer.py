@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,11 @@ class Prefer:
         )
 
     def _packs(self, numbers: Sequence[int], places: int) -> list[list[int]]:
-        return split_packs(numbers, [len(row) for row in self.rows], self.pack_tokens, places)
+        return split_packs(numbers, self._lengths, self.pack_tokens, places)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [len(row) for row in self.rows]
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
         """Sum over the pack's pairs; a pair whose tokens weigh nothing adds nothing."""
@@ -124,7 +129,7 @@ class Prefer:
     def work(self, devices: int) -> Work:
         """The most that one pass and one step ask for."""
         packs = [self._packs(numbers, devices) for _, numbers in self.plan]
-        tokens = max(sum(len(self.rows[i]) for i in part) for step in packs for part in step)
+        tokens = max(sum(self._lengths[i] for i in part) for step in packs for part in step)
         return Work(tokens, max(-(-len(step) // devices) for step in packs), devices)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ class Sft:
         return Step(packs, sum(pack.weights_N.sum().item() for pack in packs), epoch)
 
     def _packs(self, numbers: Sequence[int], places: int) -> list[list[int]]:
-        return split_packs(numbers, [len(row.ids) for row in self.rows], self.pack_tokens, places)
+        return split_packs(numbers, self._lengths, self.pack_tokens, places)
+
+    @cached_property
+    def _lengths(self) -> list[int]:
+        return [len(row.ids) for row in self.rows]
 
     def loss(self, logprobs_N: torch.Tensor, pack: Pack) -> torch.Tensor:
         return weighted_nll(logprobs_N, self.likelihood_weights(pack).to(logprobs_N.device))
@@ -62,7 +67,7 @@ class Sft:
     def work(self, devices: int) -> Work:
         """The most that one pass and one step ask for."""
         packs = [self._packs(numbers, devices) for _, numbers in self.plan]
-        tokens = max(sum(len(self.rows[i].ids) for i in part) for step in packs for part in step)
+        tokens = max(sum(self._lengths[i] for i in part) for step in packs for part in step)
         return Work(tokens, max(-(-len(step) // devices) for step in packs), devices)
 
     def cycle(self, index: int) -> tuple[int, int]:
