@@ -1,10 +1,11 @@
-"""Does AdamW in compact storage learn what float32 masters learn? Loss curves of four storages, three seeds each.
+"""Does AdamW in compact storage, or do products in float8, learn what float32 masters learn? Loss curves, three seeds each.
 
     python benchmarks/equal_learning.py [--size gpu|cpu|smoke] [--steps 300] [--seeds 3]
 
-A Qwen2 model from scratch in bfloat16 on generated chains of reasoning; the four runs of a seed share
+A Qwen2 model from scratch in bfloat16 on generated chains of reasoning; the runs of a seed share
 their first weights and every batch. `float32 master` is the reference: its spread over seeds is
-the yardstick. `bfloat16 nearest` is PyTorch's AdamW on bfloat16 weights, which drops small updates.
+the yardstick. `bfloat16 nearest` is PyTorch's AdamW on bfloat16 weights, which drops small updates. `float8 products` is
+Fathom's fused step with `float8: true` over the compact optimizer of the large recipes; all are evaluated in bfloat16.
 Prints a table and writes benchmarks/results/equal_learning.json.
 """
 
@@ -33,9 +34,13 @@ sys.path.insert(0, str(ROOT))
 from provenance import command  # noqa: E402
 
 from fathom.sources.generated import GeneratedConfig, generate  # noqa: E402
+from fathom.tokens import EncodedExample  # noqa: E402
+from fathom.train.batch import pack  # noqa: E402
 from fathom.train.config import OptimizerConfig  # noqa: E402
+from fathom.train.float8 import Float8Gemms  # noqa: E402
 from fathom.train.loop import LoopConfig, learning_rate  # noqa: E402
 from fathom.train.optimizer import open_optimizer  # noqa: E402
+from fathom.train.trunk import FusedStep  # noqa: E402
 
 RESULT = ROOT / "benchmarks" / "results" / "equal_learning.json"
 STORAGES = {
@@ -43,7 +48,9 @@ STORAGES = {
     "int8, stochastic": OptimizerConfig(states="int8", master="stochastic"),
     "int8, split": OptimizerConfig(states="int8", master="split"),
     "bfloat16 nearest": None,
+    "float8 products": OptimizerConfig(states="int8", master="stochastic"),
 }
+"""How weights and moments are kept; the last multiplies in float8 besides."""
 BETAS = (0.9, 0.95)
 HELD_OUT_ROWS = 128
 
@@ -119,6 +126,20 @@ def mean_loss(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
+def backward(model: Qwen2ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """The mean loss, whose gradients are added to the parameters'."""
+    loss = mean_loss(model, ids)
+    loss.backward()
+    return loss.detach()
+
+
+def fused_backward(step: FusedStep, ids: torch.Tensor) -> torch.Tensor:
+    """The same by the fused step, a row a document."""
+    rows = [EncodedExample(str(i), row, [1.0] * len(row), 0) for i, row in enumerate(ids.tolist())]
+    some = pack(rows)
+    return step.accumulate(some, some.weights_N / len(some.targets_N))
+
+
 def batches(rows: torch.Tensor, size: Size, steps: int, seed: int) -> Iterator[torch.Tensor]:
     """Rows of every step: epochs in random orders."""
     generator = torch.Generator().manual_seed(seed)
@@ -135,18 +156,21 @@ def learn(storage: str, size: Size, steps: int, seed: int, device: str) -> dict[
     rows = corpus(size).to(device)
     held_out, rows = rows[:HELD_OUT_ROWS], rows[HELD_OUT_ROWS:]
     model = open_model(size, device, seed)
+    learn_from = (
+        partial(fused_backward, FusedStep(model, gemms=Float8Gemms()))
+        if "float8" in storage
+        else partial(backward, model)
+    )
     config = STORAGES[storage]
     optimizer = NearestAdamW(model) if config is None else open_optimizer(model, config, BETAS, 0.0, seed)
     schedule = LoopConfig(learning_rate=size.rate, warmup=0.1)
     losses = []
     for step, ids in enumerate(batches(rows, size, steps, seed)):
-        loss = mean_loss(model, ids)
-        loss.backward()
+        losses.append(learn_from(ids))
         optimizer.accumulate()
         optimizer.clip(1.0)
         optimizer.step(learning_rate(schedule, step, steps))
         optimizer.drop_gradients()
-        losses.append(loss.detach())
     with torch.no_grad():
         final = torch.stack([mean_loss(model, part) for part in held_out.split(size.rows)]).mean()
     return {

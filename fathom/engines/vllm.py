@@ -30,6 +30,9 @@ SEEDS_IN_BATCH = ("Qwen2ForCausalLM",)
 """Architectures that get vLLM's second model runner, beside those to which it gives it itself (Llama, Mistral, Qwen3 and
 others): it draws all seeded rows of a batch in one kernel, where the first one launches a kernel per chain and token."""
 
+INT8 = "int8_per_token_head"
+"""The `kv_cache_dtype` that Fathom's own attention computes, on an NVIDIA GPU."""
+
 
 class VllmEngine:
     """See the module docstring. Raises InputError where vLLM isn't installed, WorkError where it can't start.
@@ -118,8 +121,13 @@ def _arguments(model_dir: Path, config: VllmConfig) -> dict[str, Any]:
         "worker_extension_cls": "fathom.engines.vllm_worker.WeightReceiver",
         "scheduler_cls": "fathom.engines.vllm_scheduler.WholeChainScheduler",
         "seed": 0,
+        **(_own_attention() if config.kv_cache_dtype == INT8 and torch.version.cuda else {}),
         **config.options,
     }
+
+
+def _own_attention() -> dict[str, Any]:
+    return {"attention_backend": "CUSTOM", "worker_extension_cls": "fathom.engines.vllm_int8.WorkerExtension"}
 
 
 @contextlib.contextmanager
