@@ -1,7 +1,8 @@
 """Attention over keys and values of 8 bits in pages, in Triton: of one new token per chain, near the memory's speed, and of prompts.
 
-A page holds PAGE tokens of one layer: for keys, then for values, each head's PAGE x DIM int8, then its PAGE float32
-scales (absmax / 127 of every token). So a head's rows are one aligned block, which vLLM's own layout, with a scale behind every
+A page holds PAGE tokens of one layer: for keys, then for values, each head's bytes, then its PAGE float32 scales (absmax / 127 of
+every token). A byte is the rounded value / scale + 128. Keys lie token by token, values dimension by dimension: the order in
+which the two products sum. So everything is read in aligned blocks, which vLLM's own layout, with a scale behind every
 row, is not. Causal, without sliding windows and soft caps. vLLM's side is `vllm_int8.py`.
 """
 
@@ -16,16 +17,16 @@ from torch import Tensor
 
 PAGE = 64
 """Tokens of a page, and of a step of the kernels."""
-LEAST_PAGES = 4
-"""Of a part of a chain: fewer are not worth a program."""
 PROGRAMS, LEAST_SPLITS, MOST_SPLITS = 4096, 8, 64
 """How many programs a batch should have, and into how many parts a chain may be split: enough that a GPU is filled, and
 that a long chain beside short ones doesn't hold it up. Lengths are not known where a CUDA graph is recorded."""
+LONG = 128
+"""Pages of a chain that is split into as many parts as it may be; a shorter one into fewer, as a part has a fixed cost."""
 PROMPT_ROWS = 64
 """Pairs of a prompt's token and a query head in one program."""
 LOG2E = 1.4426950408889634
-ANY = ["table", "lengths", "starts"]
-"""Arguments that begin anywhere: a kernel is not compiled anew where one is aligned otherwise."""
+ANY = ["table", "lengths", "starts", "skipped"]
+"""Arguments of any alignment: a kernel is not compiled anew where one is aligned otherwise."""
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -34,39 +35,41 @@ def page_bytes(dim: int) -> int:
     return PAGE * (dim + 4)
 
 
-def rows_and_scales(pages: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Views of keys and values, (pages, PAGE, heads, dim) int8, each followed by its scales, (pages, PAGE, heads) float32.
+def store(key: Tensor, value: Tensor, pages: Tensor, slots: Tensor) -> None:
+    """Round new tokens and write them to their places.
 
-    pages: (pages, 2, heads, page_bytes(dim)) int8, as they lie in memory.
+    key, value: (tokens, heads, dim). pages: (pages, 2, heads, page_bytes(dim)) int8. slots: (at most tokens) int64, page
+    x PAGE + place in it; negative for a token that is not kept.
     """
-    rows = pages[..., : PAGE * dim].unflatten(-1, (PAGE, dim))
-    scales = pages.view(torch.float32)[..., PAGE * dim // 4 :]
-    key, value = rows.transpose(2, 3).unbind(1)
-    key_scales, value_scales = scales.transpose(2, 3).unbind(1)
-    return key, key_scales, value, value_scales
+    _, heads, dim = key.shape
+    _store[len(slots), heads](
+        key, value, pages, slots, key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+        HEADS=heads, DIM=dim, PAGE=PAGE, num_warps=1,
+    )  # fmt: skip
 
 
-def attend(query: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, scale: float, out: Tensor) -> None:
-    """Write softmax(scale * q K^T) V of each chain's last token to `out`.
+def attend(
+    query: Tensor, pages: Tensor, table: Tensor, lengths: Tensor, scale: float, out: Tensor, chains: int
+) -> None:
+    """Write softmax(scale * q K^T) V of the last token of each of the first `chains` chains.
 
-    query, out: (chains, query heads, dim) in 16 bits. pages: as for `rows_and_scales`. table: (chains, most pages) int32,
-    the pages of each chain in order. lengths: (chains) int32, tokens of each, the last included; 0 gives zeros.
+    query, out: (chains or more, query heads, dim) in 16 bits. pages: as for `store`. table: (chains or more, most pages) int32,
+    the pages of each chain in order. lengths: (chains or more) int32, tokens of each, the last included; 0 gives zeros.
     """
-    chains, heads, dim = query.shape
+    _, heads, dim = query.shape
     kv_heads = pages.shape[2]
     splits = max(LEAST_SPLITS, min(MOST_SPLITS, triton.next_power_of_2(PROGRAMS // (chains * kv_heads))))
-    partial = torch.empty(chains, heads, splits, dim, dtype=torch.float32, device=query.device)
-    sums = torch.empty(chains, heads, splits, 2, dtype=torch.float32, device=query.device)
-    rows = max(8, triton.next_power_of_2(heads // kv_heads))
+    partial = torch.empty(chains * heads * splits, dim, dtype=torch.float32, device=query.device)
+    sums = torch.empty(chains * heads * splits, 2, dtype=torch.float32, device=query.device)
+    group = heads // kv_heads
     _attend_part[kv_heads, splits, chains](
-        query, pages, pages.view(torch.float32), table, lengths, partial, sums, scale * LOG2E,
-        table.stride(0), query.stride(0), query.stride(1),
-        KV_HEADS=kv_heads, GROUP=heads // kv_heads, ROWS=rows, DIM=dim, PAGE=PAGE,
-        SPLITS=splits, LEAST=LEAST_PAGES, INTERPRETED=INTERPRETED, num_warps=2, num_stages=2,
+        query, pages, table, lengths, partial, sums, scale * LOG2E, table.stride(0), query.stride(0), query.stride(1),
+        KV_HEADS=kv_heads, GROUP=group, ROWS=max(8, triton.next_power_of_2(group)), DIM=dim, PAGE=PAGE,
+        SPLITS=splits, LONG=LONG, INTERPRETED=INTERPRETED, num_warps=2, num_stages=2,
     )  # fmt: skip
     _join[heads, chains](
         partial, sums, lengths, out, out.stride(0), out.stride(1),
-        HEADS=heads, DIM=dim, PAGE=PAGE, SPLITS=splits, LEAST=LEAST_PAGES, num_warps=1,
+        HEADS=heads, DIM=dim, PAGE=PAGE, SPLITS=splits, LONG=LONG, num_warps=1,
     )  # fmt: skip
 
 
@@ -79,38 +82,62 @@ def attend_prompts(
     lengths: Tensor,
     scale: float,
     out: Tensor,
+    skipped: int,
 ) -> None:
-    """The same of each chain's last several tokens, each of which sees those before it and itself.
+    """The same of the last several tokens of each chain but the first `skipped`; each token sees those before it and itself.
 
     query, out: (tokens, query heads, dim), one chain's after another's. starts: (chains + 1) int32, where those of each
     begin. longest: the most tokens of a chain here. The keys and values of all are in `pages` already.
     """
-    (_, heads, dim), chains, kv_heads = query.shape, len(lengths), pages.shape[2]
+    _, heads, dim = query.shape
+    kv_heads = pages.shape[2]
     group = heads // kv_heads
     rows = max(PROMPT_ROWS, triton.next_power_of_2(group))
-    _attend_prompt[triton.cdiv(longest, rows // group), kv_heads, chains](
-        query, pages, pages.view(torch.float32), table, lengths, starts, out, scale * LOG2E,
+    _attend_prompt[triton.cdiv(longest, rows // group), kv_heads, len(lengths) - skipped](
+        query, pages, table, lengths, starts, out, skipped, scale * LOG2E,
         table.stride(0), query.stride(0), query.stride(1), out.stride(0), out.stride(1),
         KV_HEADS=kv_heads, GROUP=group, ROWS=rows, DIM=dim, PAGE=PAGE, INTERPRETED=INTERPRETED, num_warps=4, num_stages=2,
     )  # fmt: skip
 
 
 @triton.jit
+def _store(
+    key, value, pages, slots, key_token_stride, key_head_stride, value_token_stride, value_head_stride,
+    HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
+):  # fmt: skip
+    """One head of a token."""
+    HEAD: tl.constexpr = PAGE * (DIM + 4)
+    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    scales = pages.to(tl.pointer_type(tl.float32), bitcast=True)
+    page, at = slot // PAGE * (2 * HEADS * HEAD), slot % PAGE
+    keys, values = page + head * HEAD, page + (HEADS + head) * HEAD
+    dim = tl.arange(0, DIM)
+    k, k_scale = _rounded(tl.load(key + token * key_token_stride + head * key_head_stride + dim))
+    tl.store(pages + keys + at * DIM + dim, k)
+    tl.store(scales + (keys + PAGE * DIM) // 4 + at, k_scale)
+    v, v_scale = _rounded(tl.load(value + token * value_token_stride + head * value_head_stride + dim))
+    tl.store(pages + values + dim * PAGE + at, v)
+    tl.store(scales + (values + PAGE * DIM) // 4 + at, v_scale)
+
+
+@triton.jit
+def _rounded(row):
+    """Bytes and their scale."""
+    row = row.to(tl.float32)
+    scale = tl.maximum(tl.max(tl.abs(row), 0) / 127, 1e-6)
+    return (tl.floor(row / scale + 0.5).to(tl.int32) - 128).to(tl.int8), scale
+
+
+@triton.jit
 def _half(x, INTERPRETED: tl.constexpr):
-    """int8 to float16, exactly: a byte becomes the low bits of 1024 + x + 128. Five instructions for four elements."""
+    """Bytes to 1024 + byte in float16, exactly: they become its low bits. An instruction for two elements."""
     if INTERPRETED:
-        return x.to(tl.float16)
+        return ((x.to(tl.int32) & 255) + 1024).to(tl.float16)
     return tl.inline_asm_elementwise(
-        """{
-        .reg .b32 biased, low, high, ones;
-        xor.b32 biased, $2, 0x80808080;
-        mov.b32 ones, 0x64646464;
-        prmt.b32 low, biased, ones, 0x4140;
-        prmt.b32 high, biased, ones, 0x4342;
-        mov.b32 ones, 0x64806480;
-        sub.f16x2 $0, low, ones;
-        sub.f16x2 $1, high, ones;
-        }""",
+        "{ .reg .b32 top; mov.b32 top, 0x64646464; prmt.b32 $0, $2, top, 0x4140; prmt.b32 $1, $2, top, 0x4342; }",
         "=r,=r,r",
         [x],
         dtype=tl.float16,
@@ -121,7 +148,7 @@ def _half(x, INTERPRETED: tl.constexpr):
 
 @triton.jit
 def _over_pages(
-    query, own, seen, first, last, pages, scales, table, head, scale,
+    query, own, seen, first, last, pages, table, head, scale,
     KV_HEADS: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Pages `first` to `last` of one chain for rows of queries: the weighted sum of values, the weights' sum, and their common exponent.
@@ -129,10 +156,14 @@ def _over_pages(
     query: (ROWS) where each row's begins; own: which rows are any; seen: how many of the chain's tokens each may see.
     """
     HEAD: tl.constexpr = PAGE * (DIM + 4)
+    scales = pages.to(tl.pointer_type(tl.float32), bitcast=True)
     dim, slot = tl.arange(0, DIM), tl.arange(0, PAGE)
     # Scaled before it is rounded to 16 bits, so that its range is that of logits.
     q = tl.load(query[None, :] + dim[:, None], mask=own[None, :], other=0.0).to(tl.float32) * scale
     q = q.to(tl.float16)
+    above = (
+        tl.zeros([PAGE, ROWS], tl.float32) - 1152 * tl.sum(q.to(tl.float32), 0)[None, :]
+    )  # of 1024 + 128 with each byte
     tokens = tl.max(seen, 0)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([PAGE, ROWS], tl.float32)
@@ -145,35 +176,39 @@ def _over_pages(
         key_scale = tl.load(scales + (keys + PAGE * DIM) // 4 + slot, mask=at < tokens, other=0.0)
         value_scale = tl.load(scales + (values + PAGE * DIM) // 4 + slot, mask=at < tokens, other=0.0)
         k = tl.load(pages + (keys + slot * DIM)[:, None] + dim[None, :])
-        logits = tl.dot(_half(k, INTERPRETED), q) * key_scale[:, None]
+        logits = tl.dot(_half(k, INTERPRETED), q, above) * key_scale[:, None]
         logits = tl.where(at[:, None] < seen[None, :], logits, float("-inf"))
         # Weights are 2^8 at most, not 1: times a scale they stay in float16's range.
         now = tl.maximum(largest, tl.max(logits, 0) - 8)
         shrink = tl.exp2(largest - now)
         weights = tl.exp2(logits - now[None, :])
         weight = weight * shrink[None, :] + weights
-        v = tl.load(pages + (values + slot * DIM)[None, :] + dim[:, None])
+        v = tl.load(pages + values + slot[None, :] + dim[:, None] * PAGE)
         weights = (weights * value_scale[:, None]).to(tl.float16)
-        total = tl.dot(_half(v, INTERPRETED), weights, total * shrink[None, :])
+        # Subtracted before the product: weights are all positive, so what is above would outgrow what is summed.
+        total = tl.dot(_half(v, INTERPRETED) - 1152, weights, total * shrink[None, :])
         largest = now
     return total, tl.sum(weight, 0), largest
 
 
 @triton.jit
-def _pages_each(length, PAGE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr):
-    return tl.maximum(tl.cdiv(tl.cdiv(length, PAGE), SPLITS), LEAST)
+def _pages_each(length, PAGE: tl.constexpr, SPLITS: tl.constexpr, LONG: tl.constexpr):
+    """Of a chain's parts."""
+    pages = tl.cdiv(length, PAGE)
+    parts = tl.minimum(tl.maximum(pages * SPLITS // LONG, 1), SPLITS)
+    return tl.maximum(tl.cdiv(pages, parts), 1)
 
 
 @triton.jit(do_not_specialize_on_alignment=ANY)
 def _attend_part(
-    query, pages, scales, table, lengths, partial, sums, scale, table_stride, chain_stride, head_stride,
+    query, pages, table, lengths, partial, sums, scale, table_stride, chain_stride, head_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
-    SPLITS: tl.constexpr, LEAST: tl.constexpr, INTERPRETED: tl.constexpr,
+    SPLITS: tl.constexpr, LONG: tl.constexpr, INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """One token of a chain, all query heads of a key head, over a part of the chain."""
     head, split, chain = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     length = tl.load(lengths + chain)
-    each = _pages_each(length, PAGE, SPLITS, LEAST)
+    each = _pages_each(length, PAGE, SPLITS, LONG)
     first = split * each
     if first * PAGE >= length:
         return
@@ -181,7 +216,7 @@ def _attend_part(
     own = row < GROUP
     total, weight, largest = _over_pages(
         query + chain * chain_stride + (head * GROUP + row) * head_stride, own, length + tl.zeros_like(row),
-        first, tl.minimum(first + each, tl.cdiv(length, PAGE)), pages, scales, table + chain * table_stride, head, scale,
+        first, tl.minimum(first + each, tl.cdiv(length, PAGE)), pages, table + chain * table_stride, head, scale,
         KV_HEADS, ROWS, DIM, PAGE, INTERPRETED,
     )  # fmt: skip
     place = ((chain * KV_HEADS + head) * GROUP + row) * SPLITS + split
@@ -190,16 +225,16 @@ def _attend_part(
     tl.store(partial + place[None, :] * DIM + dim[:, None], total, mask=own[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=ANY)
 def _join(
     partial, sums, lengths, out, chain_stride, head_stride,
-    HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, LEAST: tl.constexpr,
+    HEADS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr, SPLITS: tl.constexpr, LONG: tl.constexpr,
 ):  # fmt: skip
     """One head of a chain out of the parts that `_attend_part` wrote."""
     head, chain = tl.program_id(0), tl.program_id(1)
     split, dim = tl.arange(0, SPLITS), tl.arange(0, DIM)
     length = tl.load(lengths + chain)
-    there = split * _pages_each(length, PAGE, SPLITS, LEAST) * PAGE < length
+    there = split * _pages_each(length, PAGE, SPLITS, LONG) * PAGE < length
     place = (chain * HEADS + head) * SPLITS + split
     largest = tl.load(sums + place * 2, mask=there, other=float("-inf"))
     share = tl.where(there, tl.exp2(largest - tl.max(largest, 0)), 0.0)
@@ -209,16 +244,16 @@ def _join(
     tl.store(out + chain * chain_stride + head * head_stride + dim, joined.to(out.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize_on_alignment=ANY)
+@triton.jit(do_not_specialize=["skipped"], do_not_specialize_on_alignment=ANY)
 def _attend_prompt(
-    query, pages, scales, table, lengths, starts, out, scale,
+    query, pages, table, lengths, starts, out, skipped, scale,
     table_stride, token_stride, head_stride, out_token_stride, out_head_stride,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, DIM: tl.constexpr, PAGE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):  # fmt: skip
     """Some tokens of a prompt, all query heads of a key head."""
     TOKENS: tl.constexpr = ROWS // GROUP
-    block, head, chain = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    block, head, chain = tl.program_id(0), tl.program_id(1), tl.program_id(2) + skipped
     begin = tl.load(starts + chain)
     count = tl.load(starts + chain + 1) - begin
     if block * TOKENS >= count:
@@ -232,7 +267,7 @@ def _attend_prompt(
     heads = head * GROUP + row % GROUP
     last = tl.cdiv(length - count + tl.minimum((block + 1) * TOKENS, count), PAGE)
     total, weight, _ = _over_pages(
-        query + place * token_stride + heads * head_stride, own, seen, 0, last, pages, scales,
+        query + place * token_stride + heads * head_stride, own, seen, 0, last, pages,
         table + chain * table_stride, head, scale, KV_HEADS, ROWS, DIM, PAGE, INTERPRETED,
     )  # fmt: skip
     where = out + place * out_token_stride + heads * out_head_stride

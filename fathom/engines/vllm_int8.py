@@ -19,7 +19,6 @@ from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionMetadataBuilder,
 )
 from vllm.v1.attention.backends.utils import split_decodes_and_prefills
-from vllm.v1.attention.ops.triton_reshape_and_cache_flash import triton_reshape_and_cache_flash_per_token_head_quant
 
 from fathom.engines import int8_attention
 from fathom.engines.vllm_worker import WeightReceiver
@@ -27,10 +26,10 @@ from fathom.engines.vllm_worker import WeightReceiver
 
 @dataclass
 class Int8Metadata(TritonAttentionMetadata):
-    """written: chains at the head of the batch that bring one token each. prompt_starts: where the others' tokens start, after those."""
+    """written: chains at the head of the batch that bring one token each. prompts: those after them."""
 
     written: int = 0
-    prompt_starts: Tensor | None = None
+    prompts: int = 0
 
 
 class Int8MetadataBuilder(TritonAttentionMetadataBuilder):
@@ -40,9 +39,8 @@ class Int8MetadataBuilder(TritonAttentionMetadataBuilder):
         self, common_prefix_len: int, common_attn_metadata: CommonAttentionMetadata, fast_build: bool = False
     ) -> Int8Metadata:
         made = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        written, prompts, tokens, _ = split_decodes_and_prefills(common_attn_metadata)
-        starts = made.query_start_loc[written:] - tokens if prompts else None
-        return Int8Metadata(**vars(made), written=written, prompt_starts=starts)
+        written, prompts, _, _ = split_decodes_and_prefills(common_attn_metadata)
+        return Int8Metadata(**vars(made), written=written, prompts=prompts)
 
 
 class Int8Attention(TritonAttentionImpl):
@@ -59,10 +57,7 @@ class Int8Attention(TritonAttentionImpl):
     def do_kv_cache_update(
         self, layer: torch.nn.Module, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
     ) -> None:
-        keys, key_scales, values, value_scales = int8_attention.rows_and_scales(kv_cache, self.head_size)
-        triton_reshape_and_cache_flash_per_token_head_quant(
-            key, value, keys, values, key_scales, value_scales, slot_mapping
-        )
+        int8_attention.store(key, value, kv_cache, slot_mapping)
 
     def forward(
         self,
@@ -76,18 +71,15 @@ class Int8Attention(TritonAttentionImpl):
         output_scale: Tensor | None = None,
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
-        """query, output: (tokens, heads, dim). kv_cache: as `rows_and_scales` takes it. No metadata: a trial of the memory."""
+        """query, output: (tokens, heads, dim). kv_cache: as `int8_attention.store` takes it. No metadata: a trial of the memory."""
         if attn_metadata is None:
             return output.fill_(0)
-        made, n = attn_metadata, attn_metadata.written
-        tables, lengths = made.block_table, made.seq_lens
-        if n:
-            int8_attention.attend(query[:n], kv_cache, tables[:n], lengths[:n], self.scale, output[:n])
-        if made.prompt_starts is not None:
-            rest = slice(n, made.num_actual_tokens)
-            int8_attention.attend_prompts(
-                query[rest], made.prompt_starts, made.max_query_len, kv_cache, tables[n:], lengths[n:], self.scale, output[rest]
-            )  # fmt: skip
+        made, cached = attn_metadata, (kv_cache, attn_metadata.block_table, attn_metadata.seq_lens, self.scale)
+        if made.written:
+            int8_attention.attend(query, *cached, output, made.written)
+        if made.prompts:
+            starts, longest = made.query_start_loc, made.max_query_len
+            int8_attention.attend_prompts(query, starts, longest, *cached, output, made.written)
         return output
 
     def fused_output_quant_supported(self, quant_key: Any) -> bool:
