@@ -47,14 +47,29 @@ def test_generation_beside_vllm_alone(size):
     assert size["fathom_over_vllm"] >= 0.98
 
 
-def test_eight_bits_gain_little():
-    run = recorded("rollout_kv")
-    for label, part in (("16 bits", "engine"), ("`fp8`", "fp8")):
-        found = run[part]["kv"]
-        row = cells(ENGINES, label, 5)
-        assert (row[0], row[2]) == (f"{found['tokens_per_second']:,.0f}", f"{found['bandwidth_share']:.3f}")
-    assert cells(ENGINES, "`fp8`", 5)[1] == f"{run['fp8_over_16_bits']:.3f}"
-    assert f"{run['fp8']['against_transformers']['mean']:.3f} nats" in cells(ENGINES, "`fp8`", 5)[3]
+@pytest.mark.parametrize(
+    ("label", "file", "part"),
+    [
+        ("16 bits", "rollout_int8", "engine"),
+        ("`int8_per_token_head`", "rollout_int8", "int8"),
+        ("`fp8`", "rollout_kv", "fp8"),
+    ],
+)
+def test_eight_bits_beside_sixteen(label, file, part):
+    run = recorded(file)
+    found = run[part]["kv"]
+    rate, beside, share, gap = cells(ENGINES, label, 5)
+    assert (rate, share) == (f"{found['tokens_per_second']:,.0f}", f"{found['bandwidth_share']:.3f}")
+    if part != "engine":
+        assert beside == f"{run[f'{part}_over_16_bits']:.3f}"
+        assert f"{run[part]['against_transformers']['mean']:.3f} nats (random" in gap
+
+
+def test_int8_is_the_finer_and_the_faster_form():
+    run = recorded("rollout_int8")
+    assert run["int8"]["against_transformers"]["mean"] < 1e-2
+    assert run["int8_over_16_bits"] > recorded("rollout_kv")["fp8_over_16_bits"]
+    assert run["int8_over_16_bits"] < 1.25 and "The aim, 1.25 times,\nis not reached" in ENGINES
 
 
 def test_what_the_smoke_test_saw():
@@ -64,4 +79,5 @@ def test_what_the_smoke_test_saw():
     assert f"gives {freed:.0f} GB back in {seen['sleep']['sleep seconds']:.2f} s" in GRPO
     assert f"{seen['sleep']['wake and push seconds']:.2f} s after it is woken" in GRPO
     assert seen["prefix shared"]["cached"][1:] == [16, 16, 16]
-    assert f"{seen['fp8']['mean']:.3f} on the trained tiny model" in ENGINES
+    for part in ("fp8", "int8_per_token_head"):
+        assert f"{seen[part]['mean']:.3f} on the trained tiny model" in cells(ENGINES, f"`{part}`", 5)[3]

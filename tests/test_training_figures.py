@@ -86,11 +86,11 @@ def test_learning(storage):
     assert row(storage, 4)[1:] == [f"{found['held_out_mean']:.4f}", *differences]
 
 
-def test_compact_storage_learns_within_the_noise_of_seeds():
+def test_compact_storage_and_float8_learn_within_the_noise_of_seeds():
     comparison = LEARNING["comparison"]
     noise = comparison["float32 master"]["seed_deviation_of_reference"]
     assert f"over seeds is {noise:.4f}" in TEXT
-    for storage in ("int8, stochastic", "int8, split"):
+    for storage in ("int8, stochastic", "int8, split", "float8 products"):
         assert abs(comparison[storage]["difference_mean"]) < noise
     assert comparison["bfloat16 nearest"]["difference_mean"] > 2 * noise
     assert {run["seed"] for run in LEARNING["runs"]} == {0, 1, 2} and min(
