@@ -1,4 +1,4 @@
-"""Attention over 8-bit keys and values, under Triton's interpreter: what its definition in plain PyTorch computes."""
+"""Attention over 8-bit keys and values computes what its definition in plain PyTorch does: on a GPU, or under Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("shape", ["10,2,128", "4,4,64", "4,2,32"])
 def test_it_is_its_definition(shape):
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     command = [sys.executable, __file__, *shape.split(",")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr[-2000:]
@@ -42,6 +42,7 @@ def check(heads: int, kv_heads: int, dim: int) -> None:
     from fathom.engines.int8_attention import PAGE, page_bytes
 
     torch.manual_seed(0)
+    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
     lengths = torch.tensor([1, 330, 0, 70, 130, 192], dtype=torch.int32)
     brought = [1, 1, 1, 70, 3, 20]
     table = torch.randperm(6 * 6, dtype=torch.int32).view(6, 6)
