@@ -18,9 +18,10 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from fathom.physics import GIB, ModelShape
 from fathom.tokens import EncodedExample
-from fathom.train.batch import Pack, pack, split_packs
+from fathom.train.batch import Pack, pack
 from fathom.train.config import OptimizerConfig
 from fathom.train.float8 import Float8Gemms
+from fathom.train.layout import split_packs
 from fathom.train.memory import Room, plan_memory
 from fathom.train.optimizer import open_optimizer
 from fathom.train.trunk import FusedStep
@@ -79,7 +80,8 @@ class Side:
         for attempt in range(3):
             plan = plan_memory(self.shape, len(longest.ids_T), STORAGE, self.room, self.gpus, passes)
             self.step.plans = list(plan.per_layer)
-            clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2), "packs": len(steps[0])}
+            clock.extra = {"plan": plan.notes, "plan_peak_gib": round(plan.peak_bytes / GIB, 2)}
+            clock.extra["packs"] = [len(packs) for packs in steps]
             clock.extra |= {"plans_that_ran_out": attempt} if attempt else {}
             try:
                 self.warm_up([longest, *several[:1]])
@@ -114,7 +116,7 @@ class Side:
         normalizer = sum(len(some.targets_N) for some in packs)
         mine = packs[self.rank :: self.gpus]
         if len(mine) * self.gpus < len(packs):  # all take part in every exchange of weights
-            mine.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
+            mine.append(replace(packs[-1], weights_N=torch.zeros_like(packs[-1].weights_N)))
         losses = [self.step.accumulate(some, some.weights_N / normalizer) for some in mine]
         with self.stopwatch:
             self.optimizer.clip(CLIP)

@@ -7,8 +7,12 @@ what others would cost. Nothing is measured here; the speed's source is `physics
 
 from __future__ import annotations
 
+import functools
+import math
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from fathom import physics
@@ -16,10 +20,20 @@ from fathom.errors import InputError
 from fathom.estimates import ROWS_PER_SECOND, Estimate, Inputs, Setting, shape_of
 from fathom.estimates_generation import CORPUS_CHAIN, PROMPT_TOKENS, START_SECONDS, generate
 from fathom.physics import NONE, ModelShape, Range
+from fathom.train.layout import split_packs, waited
 from fathom.train.memory import FLOPS, Room, plan_memory
 
 ROW_SHARE = Range(0.20, 0.35, 0.60)
 """Mean length of a training row as a share of max_length, where nothing is known of its chains (`estimates.ROW_TOKENS`). Assumption."""
+
+LENGTHS_VARIATION = 0.5
+"""Coefficient of variation of the lengths of a step's rows, or pairs. Assumption."""
+
+DRAWN_ROWS = 5000
+"""As many are drawn, at least, to see how long devices wait for one another."""
+
+ROWS_OF_A_DEVICE = 100
+"""In a step: with more, packs come out no less even."""
 
 LONGER = 1.5
 """How much longer rows are in the note's first variant."""
@@ -53,29 +67,70 @@ COPY_BYTES_PER_SECOND = Range(2e8, 8e8, 2e9)
 class Workload:
     """What a run on fixed rows trains. length: tokens of a row, prompt included. passes: over all rows.
 
-    looks: passes over them without gradients. delay: seconds that a device loses per token where activations are computed again, or moved in plain sight.
+    looks: passes over them without gradients. together: rows of a unit, which can't be parted among packs.
+    delay: seconds that a device loses per token where activations are computed again, or moved in plain sight.
     """
 
+    config: Any
     shape: ModelShape
     rows: Range
     length: Range
     passes: int
     float8: bool
     looks: int = 0
+    together: int = 1
     delay: float = 0
 
     @property
     def tokens(self) -> Range:
         return self.rows * self.length * self.passes
 
+    @property
+    def unit(self) -> float:
+        """Tokens of a unit, in the mean."""
+        return self.together * self.length.mid
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a unit, at most."""
+        return self.together * self.config.max_length
+
+    @property
+    def batch(self) -> float:
+        """Units of an optimizer step."""
+        return self.config.batch_size or self.config.batch_tokens / self.unit
+
     def speed(self, setting: Setting) -> Range:
-        """Tokens per second of all devices together."""
+        """Tokens per second of all devices together, when none waits."""
         return physics.training_speed(self.shape, self.length.mid, setting.device, setting.count, self.float8)
+
+    def waiting(self, setting: Setting) -> float:
+        """Of the devices' time, the share in which they wait for one another."""
+        places = setting.count // getattr(self.config, "context", 1)
+        return waiting(round(self.batch), self.unit, self.longest, self.config.pack_tokens, places)
 
     def seconds(self, setting: Setting) -> Range:
         delay = self.delay / setting.count
         tokens = self.tokens * (1 + LOOK_SHARE * self.looks / self.passes)
-        return START_SECONDS[setting.kind] + tokens.over(self.speed(setting)) + self.tokens * delay
+        busy = tokens.over(self.speed(setting)) + self.tokens * delay
+        return START_SECONDS[setting.kind] + busy * (1 / (1 - self.waiting(setting)))
+
+
+def drawn_lengths(rows: int, mean: float, longest: int, steps: int) -> list[list[int]]:
+    """Tokens of the rows of some optimizer steps: log-normal, cut at `longest`, and the same for whoever asks."""
+    spread = math.sqrt(math.log(1 + LENGTHS_VARIATION**2))
+    centre, draw = math.log(mean) - spread**2 / 2, random.Random(0).lognormvariate
+    return [[min(max(1, round(draw(centre, spread))), longest) for _ in range(rows)] for _ in range(steps)]
+
+
+@functools.cache
+def waiting(rows: int, mean: float, longest: int, pack_tokens: int, places: int) -> float:
+    """The mean of `waited` over drawn steps of so many rows, dealt to `places` as training deals them."""
+    if places <= 1:
+        return 0
+    rows = min(max(1, rows), ROWS_OF_A_DEVICE * places)
+    steps = drawn_lengths(rows, mean, longest, -(-DRAWN_ROWS // rows))
+    return fmean(waited(split_packs(range(rows), step, pack_tokens, places), step, places) for step in steps)
 
 
 def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
@@ -117,15 +172,13 @@ def _on_rows(
     if shape is None:
         tokens = rows * length * passes
         return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
-    work = Workload(shape, rows, length, passes, config.float8, looks)
+    work = Workload(config, shape, rows, length, passes, config.float8, looks, together)
     if setting.kind == "cpu":
-        peak = physics.cpu_training_memory(shape, max(config.pack_tokens, together * length.mid))
+        peak = physics.cpu_training_memory(shape, max(config.pack_tokens, work.unit))
         return Estimate(work.seconds(setting), tokens=work.tokens, peak_gib=peak, shape=shape)
-    step_tokens = getattr(config, "batch_tokens", None) or config.batch_size * together * length.mid
-    longest = together * config.max_length
-    peak, delay, placement = _placement(config, shape, longest, step_tokens, setting)
+    peak, delay, placement = _placement(config, shape, work.longest, work.batch * work.unit, setting)
     work = replace(work, delay=delay)
-    notes = [_assumed(work, setting), _sensitivity(work, config.max_length, setting), *placement]
+    notes = [_assumed(work, setting), _sensitivity(work, setting), *placement]
     return Estimate(work.seconds(setting), tokens=work.tokens, peak_gib=peak, shape=shape, note="; ".join(notes))
 
 
@@ -134,21 +187,23 @@ def _assumed(work: Workload, setting: Setting) -> str:
     length, speed = work.length, work.speed(setting).mid / setting.count
     reached = speed * work.shape.training_flops(length.mid) / (physics.DEVICES[setting.device].tflops * 1e12)
     run = "14.8B on one H200" if setting.count == 1 else "32.8B on two H200"
+    share = f"{work.waiting(setting):.0%}"
+    waits = "" if share == "0%" else f", which waits for the others {share} of the time"
     return (
         f"assumed {work.passes} pass{'es' if work.passes > 1 else ''} over {work.rows.mid:,.0f} rows of {length.mid:,.0f} "
         f"[{length.low:,.0f} - {length.high:,.0f}] tokens, {speed:,.0f} tokens/s on each {setting.device} "
-        f"({reached:.2f} of its bf16 arithmetic, from the run of {run})"
+        f"({reached:.2f} of its bf16 arithmetic, from the run of {run}){waits}"
     )
 
 
-def _sensitivity(work: Workload, longest: int, setting: Setting) -> str:
+def _sensitivity(work: Workload, setting: Setting) -> str:
     return "instead, " + ", ".join(
-        f"{what}: {_cost(changed.seconds(setting), setting)}" for what, changed in _variants(work, longest, setting)
+        f"{what}: {_cost(changed.seconds(setting), setting)}" for what, changed in _variants(work, setting)
     )
 
 
-def _variants(work: Workload, longest: int, setting: Setting) -> Iterator[tuple[str, Workload]]:
-    yield f"rows x{LONGER:g}", replace(work, length=(work.length * LONGER).at_most(longest))
+def _variants(work: Workload, setting: Setting) -> Iterator[tuple[str, Workload]]:
+    yield f"rows x{LONGER:g}", replace(work, length=(work.length * LONGER).at_most(work.config.max_length))
     if work.passes > 1:
         yield "one pass less", replace(work, passes=work.passes - 1)
     yield "one pass more", replace(work, passes=work.passes + 1)

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from fathom.ledger import Meter
 from fathom.records import Example, read_jsonl
 from fathom.tokens import encode_example, load_tokenizer
-from fathom.train.batch import epoch_order
+from fathom.train.layout import epoch_order
 from fathom.train.sft import SftConfig, run_sft
 
 trl = pytest.importorskip("trl", reason="trl is not installed (it comes with the dev extra)")

@@ -21,9 +21,9 @@ from fathom.prompts.ask import ask
 from fathom.records import Problem, Rollout, Sampling
 from fathom.rollout import Grade, roll_out
 from fathom.tokens import render_prompt
-from fathom.train.batch import epoch_order
 from fathom.train.chains import Chain, OpenGroup
 from fathom.train.config import GrpoConfig
+from fathom.train.layout import epoch_order
 from fathom.train.rewards import REWARDS, Outcome, group_advantages, has_signal
 from fathom.train.split import Split, TimedRollout
 

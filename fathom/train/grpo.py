@@ -27,12 +27,13 @@ from fathom.records import Problem, read_problems, to_dict, to_json
 from fathom.rollout import Grade
 from fathom.tokens import template_hash
 from fathom.train.ahead import Ahead
-from fathom.train.batch import Pack, epoch_order, pack, split_packs
+from fathom.train.batch import Pack, pack
 from fathom.train.chains import Batch, Chain, PolicyPack, encoded, policy_pack, read_batch, read_facts, write_batch
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import GrpoConfig
 from fathom.train.draw import draw_batch
 from fathom.train.groups import Drawing
+from fathom.train.layout import epoch_order, split_packs
 from fathom.train.loop import Step, train
 from fathom.train.losses import clipped_policy_loss, truncated_importance
 from fathom.train.model import load_model, save_model

@@ -103,10 +103,10 @@ class World:
             dist.barrier()
 
     def mine(self, packs: Sequence[Pack]) -> list[Pack]:
-        """The packs of this process. All get as many; one too few is made up for by a pack that weighs nothing."""
+        """The packs of this process. All get as many; for one too few there is the last, the shortest, which weighs nothing."""
         own = list(packs[self.rank // self.shared_by :: self.places])
         if len(own) < -(-len(packs) // self.places):
-            own.append(replace(packs[0], weights_N=torch.zeros_like(packs[0].weights_N)))
+            own.append(replace(packs[-1], weights_N=torch.zeros_like(packs[-1].weights_N)))
         return own
 
 

@@ -20,8 +20,9 @@ from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example
 from fathom.tokens import EncodedExample, load_tokenizer
-from fathom.train.batch import Pack, epoch_order, pack, split_packs, split_steps
+from fathom.train.batch import Pack, pack
 from fathom.train.config import SftConfig
+from fathom.train.layout import epoch_order, split_packs, split_steps
 from fathom.train.loop import LogRow, Step
 from fathom.train.losses import weighted_nll
 from fathom.train.open_step import Work
