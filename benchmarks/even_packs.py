@@ -13,11 +13,11 @@ from statistics import fmean
 
 from provenance import ROOT, command
 
-from fathom.estimates_training import drawn_lengths
+from fathom.estimates_training import drawn_steps
 from fathom.train.layout import split_packs, waited
 
 RESULT = ROOT / "benchmarks" / "results" / "even_packs.json"
-STEPS, PACK = 200, 16384
+PACK = 16384
 SETTINGS = ((96, 4800, 8), (96, 4800, 2), (48, 4800, 2), (32, 5900, 8), (16, 8192, 2))
 """Rows of a step, their mean length, GPUs. The first are Sky-T1's steps and the fourth Fathom-R1's."""
 
@@ -25,14 +25,14 @@ SETTINGS = ((96, 4800, 8), (96, 4800, 2), (48, 4800, 2), (32, 5900, 8), (16, 819
 def main() -> None:
     rows = []
     for count, mean, gpus in SETTINGS:
-        steps = drawn_lengths(count, mean, PACK, STEPS)
+        steps = drawn_steps(count, mean, PACK)
         shares = {
             name: round(fmean(waited(split_packs(range(count), step, PACK, places), step, gpus) for step in steps), 4)
             for name, places in (("full", 1), ("even", gpus))
         }
-        rows.append({"rows": count, "mean": mean, "gpus": gpus, **shares})
+        rows.append({"rows": count, "mean": mean, "gpus": gpus, "steps": len(steps), **shares})
         print(f"{count:>4} rows of {mean:,} on {gpus}: {shares['full']:6.1%} -> {shares['even']:6.1%}")
-    RESULT.write_text(json.dumps({"command": command(), "steps": STEPS, "waited": rows}, indent=1) + "\n")
+    RESULT.write_text(json.dumps({"command": command(), "waited": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

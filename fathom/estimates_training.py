@@ -29,7 +29,7 @@ ROW_SHARE = Range(0.20, 0.35, 0.60)
 LENGTHS_VARIATION = 0.5
 """Coefficient of variation of the lengths of a step's rows, or pairs. Assumption."""
 
-DRAWN_ROWS = 5000
+DRAWN_ROWS = 10000
 """As many are drawn, at least, to see how long devices wait for one another."""
 
 ROWS_OF_A_DEVICE = 100
@@ -116,10 +116,11 @@ class Workload:
         return START_SECONDS[setting.kind] + busy * (1 / (1 - self.waiting(setting)))
 
 
-def drawn_lengths(rows: int, mean: float, longest: int, steps: int) -> list[list[int]]:
+def drawn_steps(rows: int, mean: float, longest: int) -> list[list[int]]:
     """Tokens of the rows of some optimizer steps: log-normal, cut at `longest`, and the same for whoever asks."""
     spread = math.sqrt(math.log(1 + LENGTHS_VARIATION**2))
     centre, draw = math.log(mean) - spread**2 / 2, random.Random(0).lognormvariate
+    steps = math.ceil(DRAWN_ROWS / rows)
     return [[min(max(1, round(draw(centre, spread))), longest) for _ in range(rows)] for _ in range(steps)]
 
 
@@ -129,8 +130,10 @@ def waiting(rows: int, mean: float, longest: int, pack_tokens: int, places: int)
     if places <= 1:
         return 0
     rows = min(max(1, rows), ROWS_OF_A_DEVICE * places)
-    steps = drawn_lengths(rows, mean, longest, -(-DRAWN_ROWS // rows))
-    return fmean(waited(split_packs(range(rows), step, pack_tokens, places), step, places) for step in steps)
+    return fmean(
+        waited(split_packs(range(rows), step, pack_tokens, places), step, places)
+        for step in drawn_steps(rows, mean, longest)
+    )
 
 
 def sft(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
