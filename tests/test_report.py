@@ -177,6 +177,29 @@ def test_a_damaged_ledger_is_refused_in_one_line(copy: Path) -> None:
         report.write(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("recipe.yaml", "stages: {}", "recipe: 'None'"),
+        ("recipe.yaml", "{recipe: [small], stages: {}}", "recipe: \"['small']\""),
+        ("recipe.yaml", "{recipe: small, stages: [rows]}", "stages: \"['rows']\""),
+        ("recipe.yaml", "{recipe: small, stages: {rows: sources}}", "stages: \"{'rows': 'sources'}\""),
+        ("recipe.yaml", "{recipe: small, stages: {}, seed: zero}", "seed: 'zero'"),
+        ("recipe.yaml", "{recipe: small, stages: {}, seed: null}", "seed: 'None'"),
+        ("plan.json", "[]", "stages: 'None'"),
+        ("plan.json", '{"stages": {}}', "stages: '{}'"),
+        ("plan.json", '{"stages": ["a stage whose name is as long as forty characters"]}', "stages: \"['a stage whose name is as long as forty \""),
+    ],
+)  # fmt: skip
+def test_an_edited_file_of_a_run_is_refused_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / "recipe.yaml").write_text("{recipe: small, stages: {}}")
+    assert read_run(tmp_path).seed == 0
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_run(tmp_path)
+    assert str(refused.value) == f"{tmp_path / name}: not as a run writes it ({told})"
+
+
 # ------------------------------------------------------------------------------ the page
 
 

@@ -7,7 +7,7 @@ run stopped by its budget still gets a report.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import resources
@@ -94,7 +94,7 @@ def read_run(directory: Path) -> Run:
     if not recipe_file.is_file():
         raise InputError(f"{directory}: not a run directory (it has no {recipe_file.name})")
     recipe = load_document(recipe_file).values
-    _check_kinds(recipe, RECIPE_KINDS, recipe_file)
+    _check_form({"seed": 0} | recipe, RECIPE_FORM, recipe_file)
     stages, waiting = [], []
     for name in recipe["stages"]:
         artifact = directory / "artifacts" / name
@@ -116,16 +116,26 @@ def read_run(directory: Path) -> Run:
     )
 
 
-RECIPE_KINDS = {"recipe": str, "stages": dict, "seed": int}
-PLAN_KINDS = {"stages": list}
+def _objects(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
-def _check_kinds(values: Any, kinds: Mapping[str, type], file: Path) -> None:
+Form = Mapping[str, Callable[[Any], bool]]
+"""By key, whether a value is one that a run writes there."""
+
+RECIPE_FORM: Form = {
+    "recipe": lambda name: isinstance(name, str),
+    "stages": lambda stages: isinstance(stages, dict) and _objects(stages.values()),
+    "seed": lambda seed: isinstance(seed, int),
+}
+PLAN_FORM: Form = {"stages": lambda stages: isinstance(stages, list) and _objects(stages)}
+
+
+def _check_form(values: Any, form: Form, file: Path) -> None:
     """Raises InputError where a run's own file was edited into something else."""
-    for key, kind in kinds.items():
-        value = values.get(key, 0 if kind is int else None) if isinstance(values, dict) else None
-        members = value.values() if kind is dict and isinstance(value, dict) else value if kind is list else ()
-        if not isinstance(value, kind) or not all(isinstance(member, dict) for member in members):
+    for key, fits in form.items():
+        value = values.get(key) if isinstance(values, dict) else None
+        if not fits(value):
             raise InputError(f"{file}: not as a run writes it ({key}: {str(value)[:40]!r})")
 
 
@@ -133,7 +143,7 @@ def _plan(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     plan = read_json(path)
-    _check_kinds(plan, PLAN_KINDS, path)
+    _check_form(plan, PLAN_FORM, path)
     return plan
 
 
