@@ -12,7 +12,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,26 +91,6 @@ def positions(model_dir: Path) -> int | None:
             f"{model_dir}/config.json: max_position_embeddings: expected a whole number from 1 up, got {found!r}"
         )
     return found
-
-
-def check_loaded(model_dir: Path, told: Mapping[str, Any]) -> None:
-    """Raises InputError for weights that the model needs and its files don't have in its shape.
-
-    transformers fills them with random numbers and goes on. told: its own account of the loading
-    (`output_loading_info=True`).
-    """
-    if mismatched := sorted(told["mismatched_keys"]):
-        name, stored, needed = mismatched[0]
-        shapes = f"shape {list(stored)} in the files and {list(needed)} by config.json"
-        raise InputError(f"{model_dir}: tensor {name!r} has {shapes}{_more(mismatched)}")
-    if missing := sorted(told["missing_keys"]):
-        raise InputError(
-            f"{model_dir}: tensor {missing[0]!r}, which its config.json asks for, is in no file{_more(missing)}"
-        )
-
-
-def _more(found: Sequence[Any]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
 
 
 def tensor_entries(model_dir: Path) -> dict[str, TensorEntry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -77,6 +78,14 @@ def test_weights_that_are_no_numbers_are_named(model, use):
     weighted(model, lambda tensors: tensors[GATE][0].fill_(torch.nan))
     with pytest.raises(InputError, match=r"gate_proj.weight' holds values that are no finite numbers"):
         OPENS[use](model)
+
+
+@pytest.mark.parametrize("use", ["drawn with", "trained"])
+def test_a_tensor_that_the_model_has_no_place_for_makes_no_table(model, monkeypatch, caplog, use):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    weighted(model, lambda tensors: tensors.update({"model.odd.weight": torch.zeros(2, 2)}))
+    OPENS[use](model)
+    assert caplog.text == ""
 
 
 def test_a_tensor_that_gguf_has_no_place_for_is_named(model):

@@ -20,7 +20,7 @@ LEVELS: list[set[str]] = [
     {"config", "bill", "physics", "boxed", "votes"},
     {"document"},
     {"store", "prices", "tokens", "weights", "prompts", "calls"},
-    {"ledger", "fanout"},
+    {"ledger", "fanout", "loading"},
     {"chunks", "merge_config", "bands"},
     {"sources", "engines", "graders"},
     {"rollout", "annotate", "curate", "check_tests"},
@@ -39,7 +39,7 @@ LEVELS: list[set[str]] = [
 RECIPE_MAY_IMPORT = {"errors", "records", "config", "document", "store", "prices", "ledger", "recipe"}
 """The runner knows nothing of models or data."""
 
-TORCH_MAY_BE_IN = ("train/", "engines/", "merge.py", "merge/", "tokens.py", "weights.py")
+TORCH_MAY_BE_IN = ("train/", "engines/", "merge.py", "merge/", "tokens.py", "loading.py")
 
 LEVEL = {unit: number for number, units in enumerate(LEVELS) for unit in units}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -188,7 +188,7 @@ def test_a_damaged_ledger_is_refused_in_one_line(copy: Path) -> None:
         ("recipe.yaml", "{recipe: small, stages: {}, seed: null}", "seed: 'None'"),
         ("plan.json", "[]", "stages: 'None'"),
         ("plan.json", '{"stages": {}}', "stages: '{}'"),
-        ("plan.json", '{"stages": ["a stage whose name is as long as forty characters"]}', "stages: \"['a stage whose name is as long as forty \""),
+        ("plan.json", '{"stages": ["a stage whose name is as long as forty characters"]}', "stages: \"['a stage whose name is as long as forty\""),
     ],
 )  # fmt: skip
 def test_an_edited_file_of_a_run_is_refused_in_one_line(tmp_path: Path, name: str, text: str, told: str) -> None:

@@ -160,7 +160,7 @@ def scramble(work):
         ),
         (
             lambda work: (work / "model/config.json").write_text('{"model_type": "nonsense"}'),
-            r"model: the model can't be loaded",
+            r"model: can't be loaded as a causal language model",
         ),
     ],
 )

@@ -7,32 +7,26 @@ sample, position): what else is in the batch does not matter (but for the roundi
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PretrainedConfig, PreTrainedModel
 
 from fathom.engines import Completion, Request, TransformersConfig, engine_name
 from fathom.engines.running import RunningBatch
 from fathom.engines.session import completions
 from fathom.engines.slots import ATTENTION
 from fathom.engines.text import ModelText
-from fathom.errors import InputError, first_line
+from fathom.errors import InputError
+from fathom.loading import load_causal_model
 from fathom.records import Sampling
-from fathom.weights import check_loaded, tensor_entries
 
 SLOTS = {"cpu": 256, "cuda": 2048}
 """Chains that decode together where the recipe doesn't say."""
 CHANGED_LOGITS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
 """Entries of a configuration with which logits or scores are more than a matrix product."""
-
-disable_progress_bar()  # of the weights, which are read in a moment
-logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
-# a table of many lines, of which `check_loaded` says in one what matters
 
 
 class TransformersEngine:
@@ -42,7 +36,6 @@ class TransformersEngine:
     """
 
     def __init__(self, model_dir: Path, config: TransformersConfig, logprobs: bool = False):
-        tensor_entries(model_dir)  # names the damaged file, where transformers only says that there is one
         self.name = engine_name(config, model_dir)
         self.text = ModelText(model_dir, self.name)
         cuda = config.device != "cpu" and torch.cuda.is_available()
@@ -52,20 +45,7 @@ class TransformersEngine:
             )
         self.device = "cuda" if cuda else "cpu"
         dtype = {"auto": torch.bfloat16 if cuda else torch.float32}.get(config.dtype) or getattr(torch, config.dtype)
-        try:
-            self.model, told = AutoModelForCausalLM.from_pretrained(
-                model_dir,
-                dtype=dtype,
-                attn_implementation=ATTENTION,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,  # which `check_loaded` names
-                output_loading_info=True,
-            )
-        except Exception as error:
-            raise InputError(
-                f"{model_dir}: can't be loaded as a causal language model ({first_line(error)})"
-            ) from error
-        check_loaded(model_dir, told)
+        self.model = load_causal_model(model_dir, ATTENTION, dtype)
         _check_supported(self.model.config, model_dir)
         self.model.to(self.device).eval()
         _check_finite(self.model, model_dir)

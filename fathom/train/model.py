@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils.logging import disable_progress_bar
+from transformers import PreTrainedModel
 
-from fathom.errors import InputError, first_line
+from fathom.errors import InputError
+from fathom.loading import load_causal_model
 from fathom.train.attention import NAME, Documents
 from fathom.train.batch import Pack
 from fathom.train.losses import token_logprobs
-from fathom.weights import check_loaded, os_errors, tensor_entries
+from fathom.weights import os_errors, tensor_entries
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 HEAD_KNOBS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -30,8 +30,6 @@ KEPT_FILES = (
 )  # fmt: skip
 """Files of the base that its descendants carry unchanged."""
 
-disable_progress_bar()
-
 
 def load_model(
     model_dir: Path,
@@ -42,30 +40,12 @@ def load_model(
     """The model of a local Hugging Face directory, in training mode, with document-isolated attention.
 
     quantization: a transformers quantization configuration for frozen weights; they are put on the device as they load.
-    Raises InputError for a directory that is not a model, truncated weights, or an architecture
-    whose logits are not a plain linear head.
+    Raises InputError for what `load_causal_model` refuses, and for an architecture whose logits are not a plain linear head.
     """
-    tensor_entries(model_dir)
-    try:
-        config = AutoConfig.from_pretrained(model_dir, local_files_only=True, trust_remote_code=False)
-        model, told = AutoModelForCausalLM.from_pretrained(
-            model_dir,
-            config=config,
-            dtype=dtype,
-            attn_implementation=NAME,
-            output_loading_info=True,
-            ignore_mismatched_sizes=quantization is None,  # which `check_loaded` names
-            **({"quantization_config": quantization, "device_map": {"": device}} if quantization else {}),
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # the library's own, of any kind, for files that are not what they should be
-        raise InputError(f"{model_dir}: the model can't be loaded ({first_line(error)})") from error
-    check_loaded(model_dir, told)
+    quantized = {"quantization_config": quantization, "device_map": {"": device}} if quantization else None
+    model = load_causal_model(model_dir, NAME, dtype, quantized)
     for knob in HEAD_KNOBS:
-        if getattr(config, knob, None) is not None:
+        if getattr(model.config, knob, None) is not None:
             raise InputError(f"{model_dir}: {knob} is not supported in training")
     return (model if quantization else model.to(device)).train()
 
