@@ -5,7 +5,9 @@ Exit codes: 0 ok, 1 failed work, 2 wrong input with one clear line.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -49,16 +51,19 @@ def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except FathomError as error:
         _fail(str(error), 2 if isinstance(error, InputError) else 1)
     except (typer.Abort, KeyboardInterrupt):
         status = INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         sys.exit(1)
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:
-            raise
+        if error.filename is None:
+            if error.errno != errno.ENOSPC:
+                raise
+            _drop_output()
         _fail(f"{error.filename or 'the output'}: {error.strerror}", 2)
     except Exception as error:
         _usage_error(error)
@@ -73,6 +78,12 @@ def _usage_error(error: Exception) -> None:
     code = getattr(error, "exit_code", None)
     if code is not None and hasattr(error, "format_message"):
         _fail(error.format_message(), 2)
+
+
+def _drop_output() -> None:
+    """Forget what stdout still holds and can't write; Python would complain of it at its end, and exit with 120."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

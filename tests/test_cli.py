@@ -188,10 +188,14 @@ def test_exit_codes(monkeypatch, capsys, error, code):
     assert capsys.readouterr().err == "fathom: x.yaml:3: what is wrong\n"
 
 
-def test_a_full_disk_under_the_output_is_one_line():
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_full_disk_under_the_output_is_one_line(unbuffered):
     command = [sys.executable, "-m", "fathom", "plan", RECIPE]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "w") as full:
-        finished = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        finished = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment, check=False
+        )
     assert (finished.returncode, finished.stderr) == (2, "fathom: the output: No space left on device\n")
 
 

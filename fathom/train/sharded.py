@@ -38,8 +38,8 @@ class ShardedWeights:
         self._weights = [torch.zeros(self._layouts[0].size, dtype=dtype, device=device) for _ in range(BUFFERS)]
         self._gradients = [torch.zeros_like(self._weights[0]) for _ in range(BUFFERS)]
         self._held: list[int | None] = [None] * BUFFERS
-        self._coming: dict[int, list[Any]] = {}
-        self._leaving: dict[int, list[tuple[nn.Parameter, torch.Tensor, Any]]] = {}
+        self._coming: dict[int, Any] = {}
+        self._leaving: dict[int, tuple[list[nn.Parameter], list[torch.Tensor], Any]] = {}
 
     def fetch(self, number: int) -> None:
         """Start gathering a layer, unless it is there or the number is outside the model."""
@@ -47,15 +47,16 @@ class ShardedWeights:
             return
         buffer = self._weights[number % BUFFERS]
         self._held[number % BUFFERS] = number
-        self._coming[number] = [
-            dist.all_gather_into_tensor(view, self._local(p), self._group, async_op=True)
-            for p, view in self._layouts[number].views(buffer)
-        ]
+        parameters, views = zip(*self._layouts[number].views(buffer), strict=True)
+        # At once, as one kernel: a kernel waits for room on a GPU that computes, and a dozen of them would wait in turn.
+        self._coming[number] = self._group.allgather_into_tensor_coalesced(
+            list(views), [self._local(p) for p in parameters]
+        )
 
     def weights(self, number: int) -> LayerTensors:
         self.fetch(number)
-        for work in self._coming.pop(number, ()):
-            work.wait()
+        if number in self._coming:
+            self._coming.pop(number).wait()
         return self._layouts[number].tensors(self._weights[number % BUFFERS])
 
     def gradients(self, number: int) -> tuple[LayerTensors, bool]:
@@ -65,8 +66,11 @@ class ShardedWeights:
 
     def finish(self, number: int) -> None:
         """Start to sum a layer's gradients over the processes; each gets its rows."""
-        views = self._layouts[number].views(self._gradients[number % BUFFERS])
-        self._leaving[number] = [(p, *self._reduce(p, view)) for p, view in views]
+        pairs = list(self._layouts[number].views(self._gradients[number % BUFFERS]))
+        grads = [view.to(p.dtype).contiguous() for p, view in pairs]
+        rows = [new_rows(p) for p, _ in pairs]
+        work = self._group.reduce_scatter_tensor_coalesced(rows, grads)
+        self._leaving[number] = ([p for p, _ in pairs], rows, work)
 
     def settle(self) -> None:
         """Wait for all sums. What was gathered counts as stale: the optimizer may step, or have stepped."""
@@ -85,23 +89,25 @@ class ShardedWeights:
 
     def give(self, parameter: nn.Parameter, leaf: torch.Tensor) -> None:
         """Sum and split the gradient of a gathered copy, and forget it."""
-        grad, leaf.grad = leaf.grad, None
-        rows, work = self._reduce(parameter, grad)
-        work.wait()
+        grad, leaf.grad = leaf.grad.to(parameter.dtype).contiguous(), None
+        rows = new_rows(parameter)
+        dist.reduce_scatter_tensor(rows, grad, group=self._group)
         add_shard(parameter, rows)
 
     def _local(self, parameter: nn.Parameter) -> torch.Tensor:
         return parameter.to_local().detach().to(self._dtype).contiguous()
 
-    def _reduce(self, parameter: nn.Parameter, grad: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        grad = grad.to(parameter.dtype).contiguous()
-        rows = torch.empty(parameter.to_local().shape, dtype=grad.dtype, device=grad.device)
-        return rows, dist.reduce_scatter_tensor(rows, grad, group=self._group, async_op=True)
-
     def _add_shards(self, number: int) -> None:
-        for parameter, rows, work in self._leaving.pop(number, ()):
+        if number in self._leaving:
+            parameters, shards, work = self._leaving.pop(number)
             work.wait()
-            add_shard(parameter, rows)
+            for parameter, rows in zip(parameters, shards, strict=True):
+                add_shard(parameter, rows)
+
+
+def new_rows(parameter: nn.Parameter) -> torch.Tensor:
+    """Memory for this process's rows of a gradient."""
+    return torch.empty_like(parameter.to_local())
 
 
 def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:
