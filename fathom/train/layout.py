@@ -59,9 +59,8 @@ def split_packs(rows: Sequence[int], lengths: Sequence[int], pack_tokens: int, p
         return packs
     count = -(-len(packs) // places) * places
     too_small, enough = sum(lengths[row] for row in rows) // count, pack_tokens
-    while (
-        enough - too_small > 1
-    ):  # the least room with which that many packs do (MULTIFIT, Coffman, Garey and Johnson 1978)
+    # The least room with which that many packs do (MULTIFIT, Coffman, Garey and Johnson 1978).
+    while enough - too_small > 1:
         room = (too_small + enough) // 2
         found = _filled(rows, lengths, room)
         if len(found) > count:
