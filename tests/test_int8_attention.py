@@ -13,11 +13,9 @@ from torch import Tensor
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("shape", ["10,2,128", "4,4,64", "4,2,32"])
-def test_it_is_its_definition(shape):
+def test_it_is_its_definition():
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
-    command = [sys.executable, __file__, *shape.split(",")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "equal\n", done.stderr[-2000:]
 
 
@@ -41,10 +39,11 @@ def check(heads: int, kv_heads: int, dim: int) -> None:
     from fathom.engines import int8_attention
     from fathom.engines.int8_attention import PAGE, page_bytes
 
+    int8_attention.PROGRAMS, int8_attention.LONG = 0, 8  # few programs, and short chains in several parts
     torch.manual_seed(0)
     torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-    lengths = torch.tensor([1, 330, 0, 70, 130, 192], dtype=torch.int32)
-    brought = [1, 1, 1, 70, 3, 20]
+    lengths = torch.tensor([1, 200, 0, 20, 66, 64], dtype=torch.int32)
+    brought = [1, 1, 1, 20, 3, 33]
     table = torch.randperm(6 * 6, dtype=torch.int32).view(6, 6)
     pages = torch.randint(-128, 128, (6 * 6, 2, kv_heads, page_bytes(dim)), dtype=torch.int8)
     chains = [
@@ -71,8 +70,9 @@ def check(heads: int, kv_heads: int, dim: int) -> None:
         else:
             expected = attention(query[mine], rounded(keys), rounded(values), scale)
             torch.testing.assert_close(out[mine], expected, atol=2e-3, rtol=2e-3)
-    print("equal")
 
 
 if __name__ == "__main__":
-    check(*map(int, sys.argv[1:]))
+    for heads, kv_heads, dim in ((5, 1, 128), (1, 1, 64), (4, 2, 32)):
+        check(heads, kv_heads, dim)
+    print("equal")
