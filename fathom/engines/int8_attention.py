@@ -156,14 +156,14 @@ def _over_pages(
     query: (ROWS) where each row's begins; own: which rows are any; seen: how many of the chain's tokens each may see.
     """
     HEAD: tl.constexpr = PAGE * (DIM + 4)
+    ABOVE: tl.constexpr = 1152
     scales = pages.to(tl.pointer_type(tl.float32), bitcast=True)
     dim, slot = tl.arange(0, DIM), tl.arange(0, PAGE)
     # Scaled before it is rounded to 16 bits, so that its range is that of logits.
     q = tl.load(query[None, :] + dim[:, None], mask=own[None, :], other=0.0).to(tl.float32) * scale
     q = q.to(tl.float16)
-    above = (
-        tl.zeros([PAGE, ROWS], tl.float32) - 1152 * tl.sum(q.to(tl.float32), 0)[None, :]
-    )  # of 1024 + 128 with each byte
+    # `_half` gives what was stored and 1024 + 128: of keys that is taken off every product at once, where its sum begins.
+    begin = tl.zeros([PAGE, ROWS], tl.float32) - ABOVE * tl.sum(q.to(tl.float32), 0)[None, :]
     tokens = tl.max(seen, 0)
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     weight = tl.zeros([PAGE, ROWS], tl.float32)
@@ -176,7 +176,7 @@ def _over_pages(
         key_scale = tl.load(scales + (keys + PAGE * DIM) // 4 + slot, mask=at < tokens, other=0.0)
         value_scale = tl.load(scales + (values + PAGE * DIM) // 4 + slot, mask=at < tokens, other=0.0)
         k = tl.load(pages + (keys + slot * DIM)[:, None] + dim[None, :])
-        logits = tl.dot(_half(k, INTERPRETED), q, above) * key_scale[:, None]
+        logits = tl.dot(_half(k, INTERPRETED), q, begin) * key_scale[:, None]
         logits = tl.where(at[:, None] < seen[None, :], logits, float("-inf"))
         # Weights are 2^8 at most, not 1: times a scale they stay in float16's range.
         now = tl.maximum(largest, tl.max(logits, 0) - 8)
@@ -185,8 +185,8 @@ def _over_pages(
         weight = weight * shrink[None, :] + weights
         v = tl.load(pages + values + slot[None, :] + dim[:, None] * PAGE)
         weights = (weights * value_scale[:, None]).to(tl.float16)
-        # Subtracted before the product: weights are all positive, so what is above would outgrow what is summed.
-        total = tl.dot(_half(v, INTERPRETED) - 1152, weights, total * shrink[None, :])
+        # Of values before the product: weights are all positive, so what is above would outgrow what is summed.
+        total = tl.dot(_half(v, INTERPRETED) - ABOVE, weights, total * shrink[None, :])
         largest = now
     return total, tl.sum(weight, 0), largest
 
