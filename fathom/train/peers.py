@@ -1,0 +1,167 @@
+"""Weights and gradients exchanged by the copy engines of GPUs on one host, beside the arithmetic.
+
+The kernel of a collective occupies some of a GPU's multiprocessors, and a matrix product that counts on all of them
+then takes up to twice its time. Here each process writes its rows straight into the others' memory (torch's symmetric
+memory). Who may write and what has arrived are counters in that memory, which the GPUs' streams write and wait for
+themselves (CUDA's stream memory operations). It shards nothing, and knows no layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.distributed as dist
+
+SLOTS = 2
+"""Places for weights, and for gradients under way; one is filled while the other is used."""
+
+ROOM, WEIGHTS, GRADIENT_ROOM, GRADIENTS = range(4)
+"""What a process tells each other one, as a number of exchanges: there is room for its weights, its weights have
+arrived, there is room for its gradients, its gradients have arrived."""
+
+_outside: list[int] = []
+
+
+def outside_bytes() -> int:
+    """Of device memory that this process holds for exchanges, which torch's own counts leave out."""
+    return sum(_outside)
+
+
+class PeerCopies:
+    """`sharded.Collectives` for GPUs that reach one another's memory. All processes of the group must make it at once."""
+
+    def __init__(self, group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> None:
+        from cuda.bindings import driver
+        from torch.distributed import _symmetric_memory as symmetric
+
+        self._driver = driver
+        self._rank, self._world = group.rank(), group.size()
+        self._others = [(self._rank + k) % self._world for k in range(1, self._world)]
+
+        def shared(*shape: int, dtype: torch.dtype = dtype) -> list[torch.Tensor]:
+            """Everybody's zeros of a shape, in memory that all can write to."""
+            own = symmetric.empty(*shape, dtype=dtype, device=device).zero_()
+            _outside.append(own.nbytes)
+            handle = symmetric.rendezvous(own, group)
+            return [
+                own if peer == self._rank else handle.get_remote_tensor(peer, own.shape, dtype)
+                for peer in range(self._world)
+            ]
+
+        self._weights = shared(SLOTS, size)
+        self._received = shared(self._world - 1, SLOTS, -(-size // self._world))
+        self._counters = shared(4, self._world, dtype=torch.int32)
+        self.weights = list(self._weights[self._rank])
+        self.gradients = [torch.zeros(size, dtype=dtype, device=device) for _ in range(SLOTS)]
+        self._weights_out, self._gradients_out = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._gathers = self._sums = 0
+        torch.cuda.synchronize(device)
+        dist.barrier(group)
+
+    def gather(self, rows: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> Callable[[], None]:
+        """Start to fill views of `weights` with everybody's rows; what to call before they are used."""
+        self._gathers += 1
+        turn, out = self._gathers, self._weights_out
+        out.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(out):
+            for peer in self._others:
+                self._tell(peer, ROOM, turn)
+            places = [view.chunk(self._world)[self._rank] for view in views]
+            for place, own in zip(places, rows, strict=True):
+                place.copy_(own)
+                own.record_stream(out)
+            placed = out.record_event()
+            start = self._weights[self._rank].data_ptr()
+            for peer in self._others:
+                self._await(peer, ROOM, turn)
+                theirs = self._weights[peer].view(-1)
+                for place in places:
+                    at = (place.data_ptr() - start) // place.element_size()
+                    theirs[at : at + place.numel()].copy_(place.reshape(-1))
+                self._tell(peer, WEIGHTS, turn)
+
+        def wait() -> None:
+            torch.cuda.current_stream().wait_event(placed)
+            for peer in self._others:
+                self._await(peer, WEIGHTS, turn)
+
+        return wait
+
+    def reduce(self, views: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> Callable[[], list[torch.Tensor]]:
+        """Start to sum views of `gradients` over the processes; what to call for this one's rows of the sums."""
+        self._sums += 1
+        turn, out = self._sums, self._gradients_out
+        slot = turn % SLOTS
+        parts = [view.chunk(self._world) for view in views]
+        out.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(out):
+            for peer in self._others:
+                if turn > SLOTS:
+                    self._await(peer, GRADIENT_ROOM, turn)
+                theirs = self._received[peer][self._place(self._rank, peer), slot]
+                start = 0
+                for part in parts:
+                    rows = part[peer].reshape(-1)
+                    theirs[start : start + len(rows)].copy_(rows)
+                    start += len(rows)
+                self._tell(peer, GRADIENTS, turn)
+            sent = out.record_event()
+
+        def finish() -> list[torch.Tensor]:
+            sums = [part[self._rank].to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
+            for peer in self._others:
+                self._await(peer, GRADIENTS, turn)
+                received, theirs = self._received[self._rank][self._place(peer, self._rank), slot], []
+                start = 0
+                for rows in sums:
+                    theirs.append(received[start : start + rows.numel()].view(rows.shape))
+                    start += rows.numel()
+                sums = torch._foreach_add(sums, theirs)
+                self._tell(peer, GRADIENT_ROOM, turn + SLOTS)
+            torch.cuda.current_stream().wait_event(sent)
+            return sums
+
+        return finish
+
+    def settle(self) -> None:
+        """Rows may change after what is asked of the device from now on."""
+        torch.cuda.current_stream().wait_stream(self._weights_out)
+
+    def _place(self, source: int, target: int) -> int:
+        """Where `target` has what comes from `source`."""
+        return (source - target - 1) % self._world
+
+    def _tell(self, peer: int, what: int, number: int) -> None:
+        """Once the current stream gets here, `peer` knows."""
+        at = self._counters[peer][what, self._rank].data_ptr()
+        self._check(self._driver.cuStreamWriteValue32(torch.cuda.current_stream().cuda_stream, at, number, 0))
+
+    def _await(self, peer: int, what: int, number: int) -> None:
+        """Have the current stream wait until `peer` has told it that number, or a later one."""
+        at = self._counters[self._rank][what, peer].data_ptr()
+        later = int(self._driver.CUstreamWaitValue_flags.CU_STREAM_WAIT_VALUE_GEQ)
+        self._check(self._driver.cuStreamWaitValue32(torch.cuda.current_stream().cuda_stream, at, number, later))
+
+    def _check(self, result: tuple) -> None:
+        if int(result[0]):
+            raise RuntimeError(f"CUDA's stream memory operations: {result[0].name}")
+
+
+def can_copy(group: dist.ProcessGroup, device: torch.device) -> bool:
+    """Whether the processes of a group have GPUs of one host that reach one another's memory; all must ask."""
+    if device.type != "cuda":
+        return False
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == group.size() > 1
+    try:
+        from cuda.bindings import driver  # noqa: F401
+        from torch.distributed import _symmetric_memory  # noqa: F401
+
+        others = (number for number in range(group.size()) if number != device.index)
+        own = own and all(torch.cuda.can_device_access_peer(device.index, number) for number in others)
+    except (ImportError, AssertionError, RuntimeError):
+        own = False
+    answer = torch.tensor(int(own), device=device)
+    dist.all_reduce(answer, dist.ReduceOp.MIN, group)
+    return bool(answer)
