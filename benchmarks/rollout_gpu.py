@@ -10,7 +10,7 @@ full length. `engine`: for each size the same engine is asked by vLLM's own `LLM
 size again in the other order. `fp8` and `int8`: that size with keys and values of 8 bits, in processes of their own; and the
 log-probabilities of what such an engine samples, from random weights that are pushed to it from memory, against
 transformers' on the same tokens. Of the --kv size the --window tokens in the middle are timed (a step's cost is linear in
-the length, so they cost what the whole does in the mean); 0 times all. `runner1`: the first size on vLLM's first model
+the length, so they cost what the whole does in the mean, but for the cached prompts coming in); 0 times all. `runner1`: the first size on vLLM's first model
 runner, which it gives Qwen2 by itself. The bound of a step is reading all weights and keys once at 4.3 TB/s. --scale
 shortens the lengths of --sizes. What was measured is written to benchmarks/results/rollout_gpu.json after every measurement. --smoke
 checks correctness on a small model in a minute (see rollout_checks.py).

@@ -24,6 +24,7 @@ from fathom.train.float8 import Float8Gemms
 from fathom.train.layout import split_packs
 from fathom.train.memory import Room, plan_memory
 from fathom.train.optimizer import open_optimizer
+from fathom.train.sharded import Collectives
 from fathom.train.trunk import FusedStep
 
 STORAGE = OptimizerConfig(states="int8", master="stochastic")
@@ -58,12 +59,21 @@ class Stopwatch:
 class Side:
     """One model, its step and its optimizer, for one workload after the other."""
 
-    def __init__(self, shape: ModelShape, device: str, seed: int, float8: bool, host_gib: float) -> None:
+    def __init__(
+        self,
+        shape: ModelShape,
+        device: str,
+        seed: int,
+        float8: bool,
+        host_gib: float,
+        exchange: type[Collectives] | None,
+    ) -> None:
         self.shape, self.device, self.seed = shape, device, seed
         self.rank, self.gpus, mesh = join(device)
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else 64 * GIB
         self.room = Room(free, host_gib * GIB)
-        self.step = FusedStep(random_model(shape, device, seed, mesh), gemms=Float8Gemms() if float8 else None)
+        gemms = Float8Gemms() if float8 else None
+        self.step = FusedStep(random_model(shape, device, seed, mesh), gemms=gemms, exchange=exchange)
         self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
         self.stopwatch = Stopwatch(device)
 

@@ -210,8 +210,8 @@ def _variants(work: Workload, setting: Setting) -> Iterator[tuple[str, Workload]
     if work.passes > 1:
         yield "one pass less", replace(work, passes=work.passes - 1)
     yield "one pass more", replace(work, passes=work.passes + 1)
-    if physics.DEVICES[setting.device].float8 and not work.float8:
-        yield "float8", replace(work, float8=True)
+    if physics.DEVICES[setting.device].float8:
+        yield "bfloat16" if work.float8 else "float8", replace(work, float8=not work.float8)
 
 
 def _cost(seconds: Range, setting: Setting) -> str:

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from two_processes import together
 
-from fathom.train.peers import PeerCopies, can_copy
+from fathom.train.peers import open_copies
 from fathom.train.sharded import Collectives
 
 SHAPES = [(64, 1000), (6,), (2048, 512), (512, 2048)]
@@ -23,16 +23,17 @@ def exchanges(rank: int) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl")
     try:
         group = dist.group.WORLD
-        assert can_copy(group, device)
-        size = sum(torch.Size(shape).numel() for shape in SHAPES)
-        ways = [kind(group, size, torch.bfloat16, device) for kind in (PeerCopies, Collectives)]
+        buffer = (group, sum(torch.Size(shape).numel() for shape in SHAPES), torch.bfloat16, device)
+        copies = open_copies(*buffer)
+        assert copies is not None
+        ways = [copies, Collectives(*buffer)]
         late = random.Random(rank)
         generator = torch.Generator(device).manual_seed(rank)
         waiting: list[list] = [[], []]
         for turn in range(TURNS):
             dtype = torch.float32 if turn % 4 == 0 else torch.bfloat16
             rows = [torch.randn(shape[0] // 2, *shape[1:], generator=generator, device=device) for shape in SHAPES]
-            whole = torch.randn(size, generator=generator, device=device).bfloat16()
+            whole = torch.randn(buffer[1], generator=generator, device=device).bfloat16()
             found: list[list[torch.Tensor]] = [[], []]
             for number, way in enumerate(ways):
                 ready = way.gather([part.bfloat16() for part in rows], views(way.weights[turn % 2]))
@@ -64,6 +65,6 @@ def test_copies_and_collectives_exchange_the_same():
 def test_processes_without_gpus_do_not_copy(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        assert not can_copy(dist.group.WORLD, torch.device("cpu"))
+        assert open_copies(dist.group.WORLD, 8, torch.float32, torch.device("cpu")) is None
     finally:
         dist.destroy_process_group()

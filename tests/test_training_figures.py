@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
-SPEED = json.loads((ROOT / "benchmarks/results/sft_gpu.json").read_bytes())
-LEARNING = json.loads((ROOT / "benchmarks/results/equal_learning.json").read_bytes())
-LARGE = json.loads((ROOT / "benchmarks/results/sft_gpu_32b.json").read_bytes())
-LOSSES = json.loads((ROOT / "benchmarks/results/sft_gpu_20_steps.json").read_bytes())
-HALF = json.loads((ROOT / "benchmarks/results/sft_gpu_32b_half.json").read_bytes())
+
+
+def recorded(name: str) -> Any:
+    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_bytes())
+
+
+SPEED, LOSSES, LEARNING = map(recorded, ("sft_gpu", "sft_gpu_20_steps", "equal_learning"))
+LARGE, HALF = map(recorded, ("sft_gpu_32b", "sft_gpu_32b_half"))
 WORKLOADS = {"one full": "one", "sixteen full": "sixteen", "sixteen of mixed lengths": "mix"}
 
 
@@ -47,8 +51,8 @@ def test_peaks_and_their_plans(label, name):
     ("label", "found"),
     [
         ("64, one full row on each", LARGE["fathom"]["one"]),
-        ("64, 48 rows of 4.8K", LARGE["fathom"]["mix"]),
         ("32, 48 rows of 4.8K", HALF["fathom"]["mix"]),
+        ("32, 48 rows of 4.8K, `float8`", HALF["float8"]["mix"]),
     ],
 )
 def test_the_large_model_on_two_gpus(label, found):
@@ -59,8 +63,23 @@ def test_the_large_model_on_two_gpus(label, found):
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
 
 
+def test_copies_beside_collectives():
+    run = recorded("exchange")
+    for side, told in (("fathom", "copies are {:.3f} times as fast"), ("float8", "and {:.3f} in `float8`")):
+        rates = [run[way][side]["one"]["useful_tokens_per_s"] for way in ("copies", "collectives")]
+        assert run["copies_over_collectives"][side] == pytest.approx(rates[0] / rates[1], abs=1e-4)
+        assert told.format(rates[0] / rates[1]) in TEXT
+
+
+def test_a_sharded_run_goes_on_from_its_checkpoint():
+    run = recorded("sharded_resume")
+    assert run["left_behind"] == ["step-2", "step-4.tmp"] and set(run["resumed"]["losses"]) == {"3", "4"}
+    assert run["largest_difference"] < 1e-3
+    assert f"the next losses differ by {run['largest_difference']:.1e} nats".replace("e-0", "e-") in TEXT
+
+
 def test_gpus_wait_for_one_another_as_told():
-    for found in json.loads((ROOT / "benchmarks/results/even_packs.json").read_bytes())["waited"]:
+    for found in recorded("even_packs")["waited"]:
         if found["gpus"] == 8:
             assert f"{found['full']:.1%} of their time" in TEXT or f"for {found['full']:.1%}, and" in TEXT
             assert f"{found['even']:.1%}" in TEXT

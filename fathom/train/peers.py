@@ -30,7 +30,10 @@ def outside_bytes() -> int:
 
 
 class PeerCopies:
-    """`sharded.Collectives` for GPUs that reach one another's memory. All processes of the group must make it at once."""
+    """`sharded.Collectives` for GPUs that reach one another's memory.
+
+    All processes of the group make it at once (`open_copies`), and nobody exchanges before all have made it.
+    """
 
     def __init__(self, group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> None:
         from cuda.bindings import driver
@@ -58,7 +61,6 @@ class PeerCopies:
         self._weights_out, self._gradients_out = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._gathers = self._sums = 0
         torch.cuda.synchronize(device)
-        dist.barrier(group)
 
     def gather(self, rows: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> Callable[[], None]:
         """Start to fill views of `weights` with everybody's rows; what to call before they are used."""
@@ -149,19 +151,23 @@ class PeerCopies:
             raise RuntimeError(f"CUDA's stream memory operations: {result[0].name}")
 
 
-def can_copy(group: dist.ProcessGroup, device: torch.device) -> bool:
-    """Whether the processes of a group have GPUs of one host that reach one another's memory; all must ask."""
-    if device.type != "cuda":
-        return False
-    own = int(os.environ.get("LOCAL_WORLD_SIZE", "0")) == group.size() > 1
+def open_copies(group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> PeerCopies | None:
+    """PeerCopies where all of the group can have them: on GPUs of one host that reach one another's memory; None elsewhere."""
+    if device.type != "cuda" or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != group.size():
+        return None
+    others = [number for number in range(group.size()) if number != device.index]
+    seen = torch.cuda.device_count() >= group.size()
+    if not _all(group, device, seen and all(torch.cuda.can_device_access_peer(device.index, n) for n in others)):
+        return None
     try:
-        from cuda.bindings import driver  # noqa: F401
-        from torch.distributed import _symmetric_memory  # noqa: F401
+        copies = PeerCopies(group, size, dtype, device)
+    except (ImportError, RuntimeError):  # no driver bindings, or a container that lets no memory be shared
+        copies = None
+    return copies if _all(group, device, copies is not None) else None
 
-        others = (number for number in range(group.size()) if number != device.index)
-        own = own and all(torch.cuda.can_device_access_peer(device.index, number) for number in others)
-    except (ImportError, AssertionError, RuntimeError):
-        own = False
+
+def _all(group: dist.ProcessGroup, device: torch.device, own: bool) -> bool:
+    """Whether it holds in all processes; all must ask."""
     answer = torch.tensor(int(own), device=device)
     dist.all_reduce(answer, dist.ReduceOp.MIN, group)
     return bool(answer)

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from fathom.train.flat_layer import LayerTensors, Layout
 from fathom.train.peers import SLOTS as BUFFERS
-from fathom.train.peers import PeerCopies, can_copy
+from fathom.train.peers import PeerCopies, open_copies
 
 
 class Collectives:
@@ -52,10 +52,13 @@ class Collectives:
         """Rows may change after what is asked of the device from now on."""
 
 
+Exchange = Collectives | PeerCopies
+
+
 class ShardedWeights:
     """`flat_layer.LocalWeights` for shared parameters. dtype: to compute in; weights are rounded to it when gathered.
 
-    exchange: None for copies between GPUs of one host where that can be, and collectives elsewhere.
+    exchange: Collectives, or None for copies between GPUs of one host where that can be and collectives elsewhere.
     Raises ValueError for parameters that are not split evenly by rows over one group of processes.
     """
 
@@ -63,7 +66,7 @@ class ShardedWeights:
         self,
         layers: Sequence[nn.Module],
         dtype: torch.dtype,
-        exchange: type[Collectives] | type[PeerCopies] | None = None,
+        exchange: type[Collectives] | None = None,
     ) -> None:
         self._layouts = [Layout(layer) for layer in layers]
         for layer in layers:
@@ -72,9 +75,9 @@ class ShardedWeights:
         first = self._layouts[0].first
         self._group, self._dtype = first.device_mesh.get_group(), dtype
         device = first.to_local().device
-        if exchange is None:
-            exchange = PeerCopies if can_copy(self._group, device) else Collectives
-        self.exchange = exchange(self._group, self._layouts[0].size, dtype, device)
+        buffer = (self._group, self._layouts[0].size, dtype, device)
+        copies = None if exchange is Collectives else open_copies(*buffer)
+        self.exchange: Exchange = copies or Collectives(*buffer)
         self._held: list[int | None] = [None] * BUFFERS
         self._coming: dict[int, Callable[[], object]] = {}
         self._leaving: dict[int, tuple[list[nn.Parameter], Callable[[], list[torch.Tensor]]]] = {}
