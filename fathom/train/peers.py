@@ -1,14 +1,15 @@
 """Weights and gradients exchanged by the copy engines of GPUs on one host, beside the arithmetic.
 
-The kernel of a collective occupies some of a GPU's multiprocessors, and a matrix product that counts on all of them
-then takes up to twice its time. Here each process writes its rows straight into the others' memory (torch's symmetric
-memory). Who may write and what has arrived are counters in that memory, which the GPUs' streams write and wait for
-themselves (CUDA's stream memory operations). It shards nothing, and knows no layers.
+The kernel of a collective takes multiprocessors from the arithmetic, and holds them while it waits for the others; a copy
+engine takes none. Each process writes its rows straight into the others' memory (torch's symmetric memory). Who may
+write, and what has arrived, are counters in that memory, which the GPUs' streams write and wait for themselves (CUDA's
+stream memory operations). It shards nothing, and knows no layers.
 """
 
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,12 +22,12 @@ ROOM, WEIGHTS, GRADIENT_ROOM, GRADIENTS = range(4)
 """What a process tells each other one, as a number of exchanges: there is room for its weights, its weights have
 arrived, there is room for its gradients, its gradients have arrived."""
 
-_outside: list[int] = []
+_open: weakref.WeakSet[PeerCopies] = weakref.WeakSet()
 
 
 def outside_bytes() -> int:
     """Of device memory that this process holds for exchanges, which torch's own counts leave out."""
-    return sum(_outside)
+    return sum(copies.bytes for copies in _open)
 
 
 class PeerCopies:
@@ -42,11 +43,13 @@ class PeerCopies:
         self._driver = driver
         self._rank, self._world = group.rank(), group.size()
         self._others = [(self._rank + k) % self._world for k in range(1, self._world)]
+        self.bytes = 0
+        _open.add(self)
 
         def shared(*shape: int, dtype: torch.dtype = dtype) -> list[torch.Tensor]:
             """Everybody's zeros of a shape, in memory that all can write to."""
             own = symmetric.empty(*shape, dtype=dtype, device=device).zero_()
-            _outside.append(own.nbytes)
+            self.bytes += own.nbytes
             handle = symmetric.rendezvous(own, group)
             return [
                 own if peer == self._rank else handle.get_remote_tensor(peer, own.shape, dtype)
@@ -153,7 +156,8 @@ class PeerCopies:
 
 def open_copies(group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> PeerCopies | None:
     """PeerCopies where all of the group can have them: on GPUs of one host that reach one another's memory; None elsewhere."""
-    if device.type != "cuda" or int(os.environ.get("LOCAL_WORLD_SIZE", "0")) != group.size():
+    on_this_host = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    if device.type != "cuda" or group.size() == 1 or group.size() != on_this_host:
         return None
     others = [number for number in range(group.size()) if number != device.index]
     seen = torch.cuda.device_count() >= group.size()
