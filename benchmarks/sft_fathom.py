@@ -24,6 +24,7 @@ from fathom.train.float8 import Float8Gemms
 from fathom.train.layout import split_packs
 from fathom.train.memory import Room, plan_memory
 from fathom.train.optimizer import open_optimizer
+from fathom.train.parallel import World
 from fathom.train.sharded import Collectives
 from fathom.train.trunk import FusedStep
 
@@ -124,9 +125,7 @@ class Side:
     def take_step(self, packs: list[Pack]) -> float:
         """One optimizer step; its mean loss in nats per token."""
         normalizer = sum(len(some.targets_N) for some in packs)
-        mine = packs[self.rank :: self.gpus]
-        if len(mine) * self.gpus < len(packs):  # all take part in every exchange of weights
-            mine.append(replace(packs[-1], weights_N=torch.zeros_like(packs[-1].weights_N)))
+        mine = World(self.rank, self.gpus).mine(packs)
         losses = [self.step.accumulate(some, some.weights_N / normalizer) for some in mine]
         with self.stopwatch:
             self.optimizer.clip(CLIP)

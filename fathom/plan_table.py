@@ -10,7 +10,7 @@ from typing import Any
 from fathom.recipe.plan import Step
 from fathom.recipe.schema import Recipe
 
-_TRAINERS = ("sft", "grpo")
+_TRAINERS = ("sft", "grpo", "prefer")
 _HEAD = ("stage", "op", "state", "tokens", "time", "GiB", "dollars", "")
 
 
