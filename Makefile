@@ -34,7 +34,7 @@ check: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 proof: $(STAMP)
 	set -e; for seed in $(SEEDS); do \
