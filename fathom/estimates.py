@@ -15,6 +15,7 @@ from typing import Any
 
 from fathom import physics
 from fathom.config import load_object, stage_inputs
+from fathom.errors import InputError
 from fathom.physics import NONE, ModelShape, Range
 from fathom.prices import Prices, load_prices
 from fathom.recipe import models
@@ -235,7 +236,10 @@ def shape_of(name: str | None, inputs: Inputs, setting: Setting) -> ModelShape |
 
 
 def forecast(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
-    """Expected cost by stage name, as plain JSON with [low, expected, high]; empty for a device without a data sheet."""
+    """Expected cost by stage name, as plain JSON with [low, expected, high]; empty for a device without a data sheet.
+
+    Raises InputError, with the stage's name, for what the device can't do.
+    """
     hardware = recipe.file.hardware
     if hardware.device not in physics.DEVICES:
         return {}
@@ -248,7 +252,10 @@ def forecast(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, Any]]
         if function is not None:
             named = {name for _, _, name in stage_inputs(step.stage.config)}
             inputs = {name: estimates.get(name, Estimate(NONE)) for name in named if name not in setting.shapes}
-            estimates[step.stage.name] = load_object(function)(step.stage.config, inputs, setting)
+            try:
+                estimates[step.stage.name] = load_object(function)(step.stage.config, inputs, setting)
+            except InputError as error:
+                raise InputError(f"{recipe.path}: stage {step.stage.name!r}: {error}") from None
     return {name: _plain(estimate, setting) for name, estimate in estimates.items()}
 
 

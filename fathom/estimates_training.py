@@ -179,6 +179,8 @@ def _on_rows(
     if setting.kind == "cpu":
         peak = physics.cpu_training_memory(shape, max(config.pack_tokens, work.unit))
         return Estimate(work.seconds(setting), tokens=work.tokens, peak_gib=peak, shape=shape)
+    if work.float8 and not physics.DEVICES[setting.device].float8:
+        raise InputError(f"float8: true, but {setting.device} multiplies no eight-bit floats; set it to false")
     peak, delay, placement = _placement(config, shape, work.longest, work.batch * work.unit, setting)
     work = replace(work, delay=delay)
     notes = [_assumed(work, setting), _sensitivity(work, setting), *placement]

@@ -70,7 +70,13 @@ def imported(path: Path) -> set[str]:
 def test_every_import_of_the_package_is_declared() -> None:
     declared = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
     optional = {canonicalize_name(Requirement(line).name) for name in EXTRAS if name != "dev" for line in EXTRAS[name]}
-    known = {name.replace("-", "_") for name in declared | optional} | {"yaml", "markupsafe", "flash_attn", "cuda", "fathom"}
+    known = {name.replace("-", "_") for name in declared | optional} | {
+        "yaml",
+        "markupsafe",
+        "flash_attn",
+        "cuda",
+        "fathom",
+    }
     for module in (path for path in shipped() if path.suffix == ".py"):
         foreign = {name for name in imported(module) if name not in sys.stdlib_module_names}
         assert foreign <= known, f"{module.relative_to(ROOT)} imports {foreign - known}"

@@ -345,6 +345,16 @@ def test_sky_t1s_training_is_planned_from_its_published_rows_for_a_sixth_of_the_
     assert "rows of 5,734 [3,277 - 9,830] tokens" in other["note"], "nothing is known of its chains"
 
 
+def test_eight_bits_on_a_gpu_that_has_none_are_refused_before_anything_runs(tmp_path):
+    told = r"sky-t1-32b.yaml: stage 'student': float8: true, but a100 multiplies no eight-bit floats; set it to false"
+    with pytest.raises(InputError, match=told):
+        recipe_forecast("sky-t1-32b", "hardware.device=a100")
+    assert (
+        "0.60 of its"
+        in recipe_forecast("sky-t1-32b", "hardware.device=a100", "student.float8=false")[2]["student"]["note"]
+    )
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 def test_notes_are_as_wide_as_the_terminal_and_training_has_a_sum(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

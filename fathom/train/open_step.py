@@ -23,6 +23,8 @@ from fathom.train.watch import shape_of
 
 HOST_SHARE = 0.8
 """Of the host memory that is available, what offloaded activations may pin."""
+FLOAT8_CAPABILITY = (8, 9)
+"""CUDA compute capability from which GPUs multiply eight-bit floats."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def open_step(
             why = reason or ("step: plain is set" if config.step == "plain" else f"device {model.device.type}")
             raise InputError(f"float8: true needs the fused step, which doesn't run here ({why})")
         return None
+    if config.float8 and on_gpu and torch.cuda.get_device_capability(model.device) < FLOAT8_CAPABILITY:
+        raise InputError(f"float8: true, but {torch.cuda.get_device_name(model.device)} multiplies no eight-bit floats")
     plan = plan_here(model, config.optimizer, work) if on_gpu else None
     gemms = Float8Gemms() if config.float8 else TunedGemms()
     return FusedStep(model, plan.per_layer if plan else None, gemms, dtype, work.tokens)
