@@ -69,6 +69,7 @@ def test_int8_is_the_finer_and_the_faster_form():
     run = recorded("rollout_int8")
     assert run["int8"]["against_transformers"]["mean"] < 1e-2
     assert run["int8_over_16_bits"] >= 1.25
+    assert f"generated {run['int8_over_16_bits']:.3f}x" in (ROOT / "README.md").read_text(encoding="utf-8")
     for side in ("engine", "int8"):
         assert run[side]["kv"]["timed_tokens"] == run[side]["kv"]["new_tokens"] == 8192
     window = recorded("rollout_int8_window")["int8_over_16_bits"]

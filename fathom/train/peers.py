@@ -165,7 +165,11 @@ def open_copies(group: dist.ProcessGroup, size: int, dtype: torch.dtype, device:
         return None
     try:
         copies = PeerCopies(group, size, dtype, device)
-    except (ImportError, RuntimeError):  # no driver bindings, or a container that lets no memory be shared
+    except (
+        AttributeError,
+        ImportError,
+        RuntimeError,
+    ):  # another torch, no driver bindings, memory that can't be shared
         copies = None
     return copies if _all(group, device, copies is not None) else None
 
