@@ -43,7 +43,7 @@ BANDWIDTH = 4.3e12
 PROMPT = 256
 TURNS = itertools.count(1)
 """Seeds of prompts and draws."""
-LIMITS = {"engine": 480, "runner1": 150, "fp8": 340, "int8": 340, "smoke": 240}
+LIMITS = {"engine": 700, "runner1": 150, "fp8": 340, "int8": 340, "smoke": 240}
 """Seconds that a part may take."""
 SHAPES = {
     "14b": {
