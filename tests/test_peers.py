@@ -2,13 +2,15 @@
 
 import os
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 from two_processes import together
 
-from fathom.train.peers import open_copies
+from fathom.train.peers import SLOTS, PeerCopies, open_copies
 from fathom.train.sharded import Collectives
 
 SHAPES = [(64, 1000), (6,), (2048, 512), (512, 2048)]
@@ -52,14 +54,51 @@ def exchanges(rank: int) -> None:
         dist.destroy_process_group()
 
 
-def views(flat: torch.Tensor) -> list[torch.Tensor]:
-    lengths = [torch.Size(shape).numel() for shape in SHAPES]
-    return [part.view(shape) for part, shape in zip(flat.split(lengths), SHAPES, strict=True)]
+def views(flat: torch.Tensor, shapes: list[tuple[int, ...]] = SHAPES) -> list[torch.Tensor]:
+    """The tensors of these shapes at the beginning of a buffer."""
+    lengths = [torch.Size(shape).numel() for shape in shapes]
+    return [part.view(shape) for part, shape in zip(flat[: sum(lengths)].split(lengths), shapes, strict=True)]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 def test_copies_and_collectives_exchange_the_same():
     together(exchanges)
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_rows_find_their_places_among_several_processes(monkeypatch, world):
+    """Addresses alone: all processes in this one, in turn, so that nothing has to wait."""
+    stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None, record_event=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda own: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda rows, own: None)
+    for name in ("_tell", "_await"):
+        monkeypatch.setattr(PeerCopies, name, lambda *told: None)
+    shapes = [(12 * world, 5), (2 * world,), (3 * world, 7)]
+    size = sum(torch.Size(shape).numel() for shape in shapes) + 24
+    weights = [torch.zeros(SLOTS, size) for _ in range(world)]
+    received = [torch.zeros(world - 1, SLOTS, -(-size // world)) for _ in range(world)]
+    processes = []
+    for rank in range(world):
+        process = PeerCopies.__new__(PeerCopies)
+        process._rank, process._world, process._others = rank, world, [r for r in range(world) if r != rank]
+        process._weights, process._received = weights, received
+        process._weights_out = process._gradients_out = stream
+        process._gathers = process._sums = 0
+        processes.append(process)
+    generator = torch.Generator().manual_seed(0)
+    for turn in range(2 * SLOTS + 1):
+        rows = [[torch.randn(n // world, *rest, generator=generator) for n, *rest in shapes] for _ in range(world)]
+        gradients = [torch.randn(size, generator=generator) for _ in range(world)]
+        buffers = [weights[rank][turn % SLOTS] for rank in range(world)]
+        for process, own, buffer in zip(processes, rows, buffers, strict=True):
+            process.gather(own, views(buffer, shapes))
+        for buffer in buffers:
+            assert all(map(torch.equal, views(buffer, shapes), map(torch.cat, zip(*rows, strict=True))))
+        sums = [p.reduce(views(own, shapes), [own.dtype] * 3) for p, own in zip(processes, gradients, strict=True)]
+        whole = views(sum(gradients), shapes)
+        for rank, finish in enumerate(sums):
+            torch.testing.assert_close(finish(), [part.chunk(world)[rank] for part in whole])
 
 
 def test_processes_without_gpus_do_not_copy(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import toy_stages
+from test_recorded_figures import recorded
 
 from fathom import estimates, estimates_training, physics, store
 from fathom.errors import InputError
@@ -191,7 +192,7 @@ def test_shapes_give_the_published_sizes_and_flops():
 )
 def test_training_shares_are_those_measured(kind, side, workloads):
     """Of 14.77B parameters on one H200, as `benchmarks/sft_gpu.py` wrote them."""
-    measured = json.loads((ROOT / "benchmarks/results/sft_gpu.json").read_text())[side]
+    measured = recorded("sft_gpu")[side]
     share = physics.TRAINING_SHARE[kind]
     for workload in workloads:
         assert share.low < measured[workload]["mfu"] < share.high
@@ -209,7 +210,7 @@ def test_the_share_of_several_gpus_is_that_measured(monkeypatch, file, side, wor
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     from sft_workload import CAP, workloads
 
-    measured = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())[side][workload]
+    measured = recorded(file)[side][workload]
     lengths = workloads(CAP, (5, 1, 2), seed=0, gpus=2, rows=48, mean=4800)[workload].steps[-1]
     seconds = measured["seconds"][-1]
     assert sum(lengths) / seconds == pytest.approx(measured["useful_tokens_per_s"], rel=1e-3), "not the step measured"
@@ -260,7 +261,7 @@ def test_what_no_stream_hides_is_in_the_hours():
     assert tight.seconds.mid - free.seconds.mid == pytest.approx(packs * delay, rel=0.1)
 
 
-WAITED = json.loads((ROOT / "benchmarks/results/even_packs.json").read_text())["waited"]
+WAITED = recorded("even_packs")["waited"]
 
 
 @pytest.mark.parametrize("found", WAITED, ids=lambda found: f"{found['rows']} rows on {found['gpus']}")
@@ -345,14 +346,12 @@ def test_sky_t1s_training_is_planned_from_its_published_rows_for_a_sixth_of_the_
     assert "rows of 5,734 [3,277 - 9,830] tokens" in other["note"], "nothing is known of its chains"
 
 
-def test_eight_bits_on_a_gpu_that_has_none_are_refused_before_anything_runs(tmp_path):
+def test_eight_bits_on_a_gpu_that_has_none_are_refused_before_anything_runs():
     told = r"sky-t1-32b.yaml: stage 'student': float8: true, but a100 multiplies no eight-bit floats; set it to false"
     with pytest.raises(InputError, match=told):
         recipe_forecast("sky-t1-32b", "hardware.device=a100")
-    assert (
-        "0.60 of its"
-        in recipe_forecast("sky-t1-32b", "hardware.device=a100", "student.float8=false")[2]["student"]["note"]
-    )
+    without = recipe_forecast("sky-t1-32b", "hardware.device=a100", "student.float8=false")[2]["student"]
+    assert "0.60 of its" in without["note"]
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from test_recorded_figures import recorded
 
 ROOT = Path(__file__).parents[1]
 GRPO, ENGINES = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("grpo.md", "engines.md"))
 PARTS = ("step", "rollout", "measure", "update", "sync", "grading_exposed")
-
-
-def recorded(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_bytes())
 
 
 def cells(text: str, first: str, count: int) -> list[str]:

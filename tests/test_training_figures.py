@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from test_recorded_figures import recorded
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")]
-
-
-def recorded(name: str) -> Any:
-    return json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_bytes())
-
-
 SPEED, LOSSES, LEARNING = map(recorded, ("sft_gpu", "sft_gpu_20_steps", "equal_learning"))
 LARGE, HALF = map(recorded, ("sft_gpu_32b", "sft_gpu_32b_half"))
 WORKLOADS = {"one full": "one", "sixteen full": "sixteen", "sixteen of mixed lengths": "mix"}

@@ -105,12 +105,8 @@ class PeerCopies:
             for peer in self._others:
                 if turn > SLOTS:
                     self._await(peer, GRADIENT_ROOM, turn)
-                theirs = self._received[peer][self._place(self._rank, peer), slot]
-                start = 0
-                for part in parts:
-                    rows = part[peer].reshape(-1)
-                    theirs[start : start + len(rows)].copy_(rows)
-                    start += len(rows)
+                for part, place in zip(parts, self._places(self._rank, peer, slot, parts), strict=True):
+                    place.copy_(part[peer])
                 self._tell(peer, GRADIENTS, turn)
             sent = out.record_event()
 
@@ -118,12 +114,7 @@ class PeerCopies:
             sums = [part[self._rank].to(dtype) for part, dtype in zip(parts, dtypes, strict=True)]
             for peer in self._others:
                 self._await(peer, GRADIENTS, turn)
-                received, theirs = self._received[self._rank][self._place(peer, self._rank), slot], []
-                start = 0
-                for rows in sums:
-                    theirs.append(received[start : start + rows.numel()].view(rows.shape))
-                    start += rows.numel()
-                sums = torch._foreach_add(sums, theirs)
+                sums = torch._foreach_add(sums, self._places(peer, self._rank, slot, parts))
                 self._tell(peer, GRADIENT_ROOM, turn + SLOTS)
             torch.cuda.current_stream().wait_event(sent)
             return sums
@@ -134,9 +125,14 @@ class PeerCopies:
         """Rows may change after what is asked of the device from now on."""
         torch.cuda.current_stream().wait_stream(self._weights_out)
 
-    def _place(self, source: int, target: int) -> int:
-        """Where `target` has what comes from `source`."""
-        return (source - target - 1) % self._world
+    def _places(
+        self, source: int, target: int, slot: int, parts: Sequence[Sequence[torch.Tensor]]
+    ) -> list[torch.Tensor]:
+        """Where `target` has the rows of each gradient that come from `source`. parts: the gradients in as many as processes."""
+        rows = [part[target] for part in parts]
+        sizes = [some.numel() for some in rows]
+        memory = self._received[target][(source - target - 1) % self._world, slot]
+        return [place.view_as(some) for place, some in zip(memory[: sum(sizes)].split(sizes), rows, strict=True)]
 
     def _tell(self, peer: int, what: int, number: int) -> None:
         """Once the current stream gets here, `peer` knows."""
@@ -165,11 +161,8 @@ def open_copies(group: dist.ProcessGroup, size: int, dtype: torch.dtype, device:
         return None
     try:
         copies = PeerCopies(group, size, dtype, device)
-    except (
-        AttributeError,
-        ImportError,
-        RuntimeError,
-    ):  # another torch, no driver bindings, memory that can't be shared
+    # Another torch, whose private parts these are; no driver bindings; a container in which memory can't be shared.
+    except (AttributeError, ImportError, RuntimeError):
         copies = None
     return copies if _all(group, device, copies is not None) else None
 

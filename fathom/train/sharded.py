@@ -15,8 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fathom.train.flat_layer import LayerTensors, Layout
-from fathom.train.peers import SLOTS as BUFFERS
-from fathom.train.peers import PeerCopies, open_copies
+from fathom.train.peers import SLOTS, PeerCopies, open_copies
 
 
 class Collectives:
@@ -27,8 +26,8 @@ class Collectives:
 
     def __init__(self, group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> None:
         self._group = group
-        self.weights = [torch.zeros(size, dtype=dtype, device=device) for _ in range(BUFFERS)]
-        self.gradients = [torch.zeros_like(self.weights[0]) for _ in range(BUFFERS)]
+        self.weights = [torch.zeros(size, dtype=dtype, device=device) for _ in range(SLOTS)]
+        self.gradients = [torch.zeros_like(self.weights[0]) for _ in range(SLOTS)]
 
     def gather(self, rows: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> Callable[[], object]:
         """Start to fill views of `weights` with everybody's rows; what to call before they are used."""
@@ -78,7 +77,7 @@ class ShardedWeights:
         buffer = (self._group, self._layouts[0].size, dtype, device)
         copies = None if exchange is Collectives else open_copies(*buffer)
         self.exchange: Exchange = copies or Collectives(*buffer)
-        self._held: list[int | None] = [None] * BUFFERS
+        self._held: list[int | None] = [None] * SLOTS
         self._coming: dict[int, Callable[[], object]] = {}
         self._leaving: dict[int, tuple[list[nn.Parameter], Callable[[], list[torch.Tensor]]]] = {}
 
@@ -86,8 +85,8 @@ class ShardedWeights:
         """Start gathering a layer, unless it is there or the number is outside the model."""
         if not 0 <= number < len(self._layouts) or number in self._held:
             return
-        buffer = self.exchange.weights[number % BUFFERS]
-        self._held[number % BUFFERS] = number
+        buffer = self.exchange.weights[number % SLOTS]
+        self._held[number % SLOTS] = number
         parameters, views = zip(*self._layouts[number].views(buffer), strict=True)
         self._coming[number] = self.exchange.gather([self._local(p) for p in parameters], views)
 
@@ -95,16 +94,16 @@ class ShardedWeights:
         self.fetch(number)
         if number in self._coming:
             self._coming.pop(number)()
-        return self._layouts[number].tensors(self.exchange.weights[number % BUFFERS])
+        return self._layouts[number].tensors(self.exchange.weights[number % SLOTS])
 
     def gradients(self, number: int) -> tuple[LayerTensors, bool]:
         """A buffer to write this pass's gradients to."""
-        self._add_shards(number + BUFFERS)
-        return self._layouts[number].tensors(self.exchange.gradients[number % BUFFERS]), True
+        self._add_shards(number + SLOTS)
+        return self._layouts[number].tensors(self.exchange.gradients[number % SLOTS]), True
 
     def finish(self, number: int) -> None:
         """Start to sum a layer's gradients over the processes; each gets its rows."""
-        parameters, views = zip(*self._layouts[number].views(self.exchange.gradients[number % BUFFERS]), strict=True)
+        parameters, views = zip(*self._layouts[number].views(self.exchange.gradients[number % SLOTS]), strict=True)
         self._leaving[number] = (list(parameters), self.exchange.reduce(views, [p.dtype for p in parameters]))
 
     def settle(self) -> None:
@@ -112,7 +111,7 @@ class ShardedWeights:
         for number in list(self._leaving):
             self._add_shards(number)
         self.exchange.settle()
-        self._held = [None] * BUFFERS
+        self._held = [None] * SLOTS
 
     def whole(self, parameter: nn.Parameter) -> torch.Tensor:
         """A gathered copy. Once autograd has its gradient, that is summed and split."""
@@ -126,7 +125,7 @@ class ShardedWeights:
     def give(self, parameter: nn.Parameter, leaf: torch.Tensor) -> None:
         """Sum and split the gradient of a gathered copy, and forget it."""
         grad, leaf.grad = leaf.grad.to(parameter.dtype).contiguous(), None
-        rows = new_rows(parameter)
+        rows = torch.empty_like(parameter.to_local())
         dist.reduce_scatter_tensor(rows, grad, group=self._group)
         add_shard(parameter, rows)
 
@@ -138,11 +137,6 @@ class ShardedWeights:
             parameters, finish = self._leaving.pop(number)
             for parameter, rows in zip(parameters, finish(), strict=True):
                 add_shard(parameter, rows)
-
-
-def new_rows(parameter: nn.Parameter) -> torch.Tensor:
-    """Memory for this process's rows of a gradient."""
-    return torch.empty_like(parameter.to_local())
 
 
 def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:
