@@ -39,6 +39,8 @@ pytestmark = [
     pytest.mark.skipif(not ATTACKS, reason=f"no attack programs under {SHARED}"),
 ]
 
+UNHURRIED = Limits(seconds=30.0, memory_mb=512)  # where an attack must win, it must not lose for want of time
+
 
 @pytest.fixture(scope="module")
 def pool():
@@ -121,7 +123,7 @@ def test_the_same_as_an_ordinary_user(make, request):
 )
 def test_the_watchtower_sees_what_an_open_machine_lets_through(name, tower):
     path = SHARED / "sandbox_attacks" / f"{name}.py"
-    assert assault(path, plain_runner(), tower) != []
+    assert assault(path, plain_runner(), tower, UNHURRIED) != []
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_without_one_layer_an_attack_wins(file, layer, without, attack, tmp_path
     tower.planted.update(tmp_path.rglob("*"))
     monkeypatch.setattr(slot, "PACKAGE", tmp_path / "weak")
     with Pool(1) as pool:
-        assert assault(SHARED / "sandbox_attacks" / f"{attack}.py", pool, tower) != []
+        assert assault(SHARED / "sandbox_attacks" / f"{attack}.py", pool, tower, UNHURRIED) != []
 
 
 @pytest.fixture

@@ -139,14 +139,14 @@ def grade(text: str, kind: str, runner, limits: Limits = LIMITS) -> Report:
     return check_program(text, read_tests(rows), runner, limits)
 
 
-def assault(path: Path, pool: Runner, tower: Watchtower, slack: float = 2.0) -> list[str]:
+def assault(path: Path, pool: Runner, tower: Watchtower, limits: Limits = LIMITS, slack: float = 2.0) -> list[str]:
     """Run one attack twice on the pool; every way in which it got further than its header allows."""
     accepted = header(path, "EXPECT").split()
     faults = []
     for _ in range(2):  # the second run looks for what the first left behind
         recorder = Recorder(pool)
         with tower.knocking() if path.stem == "net_listen" else contextlib.nullcontext([]) as reached:
-            report = grade(tower.source(path), header(path, "KIND"), recorder)
+            report = grade(tower.source(path), header(path, "KIND"), recorder, limits)
         if report.status.replace("not run", "RE") not in accepted:
             faults.append(f"{report.status}, expected one of {accepted}: {report.summary}")
         for run in recorder.runs:
@@ -155,8 +155,8 @@ def assault(path: Path, pool: Runner, tower: Watchtower, slack: float = 2.0) -> 
                 faults.append(f"printed {output[:300]!r}")
             if run.peak_mb > 2048:
                 faults.append(f"held {run.peak_mb:.0f} MB")
-            if run.seconds > LIMITS.seconds + slack:
-                faults.append(f"took {run.seconds:.1f} s of its {LIMITS.seconds} s")
+            if run.seconds > limits.seconds + slack:
+                faults.append(f"took {run.seconds:.1f} s of its {limits.seconds} s")
         if reached:
             faults.append("was reachable from outside")
     return faults + tower.breaches()
