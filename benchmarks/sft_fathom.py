@@ -25,7 +25,6 @@ from fathom.train.layout import split_packs
 from fathom.train.memory import Room, plan_memory
 from fathom.train.optimizer import open_optimizer
 from fathom.train.parallel import World
-from fathom.train.sharded import Collectives
 from fathom.train.trunk import FusedStep
 
 STORAGE = OptimizerConfig(states="int8", master="stochastic")
@@ -60,21 +59,12 @@ class Stopwatch:
 class Side:
     """One model, its step and its optimizer, for one workload after the other."""
 
-    def __init__(
-        self,
-        shape: ModelShape,
-        device: str,
-        seed: int,
-        float8: bool,
-        host_gib: float,
-        exchange: type[Collectives] | None,
-    ) -> None:
+    def __init__(self, shape: ModelShape, device: str, seed: int, float8: bool, host_gib: float) -> None:
         self.shape, self.device, self.seed = shape, device, seed
         self.rank, self.gpus, mesh = join(device)
         free = torch.cuda.mem_get_info()[0] if device == "cuda" else 64 * GIB
         self.room = Room(free, host_gib * GIB)
-        gemms = Float8Gemms() if float8 else None
-        self.step = FusedStep(random_model(shape, device, seed, mesh), gemms=gemms, exchange=exchange)
+        self.step = FusedStep(random_model(shape, device, seed, mesh), gemms=Float8Gemms() if float8 else None)
         self.optimizer = open_optimizer(self.step.model, STORAGE, BETAS, 0.0, seed)
         self.stopwatch = Stopwatch(device)
 

@@ -9,7 +9,7 @@ of them; `mix`, sixteen rows of log-normal lengths (mean 8K, coefficient of vari
 `packed`, the mix again for the anchor with TRL's own packing. `optimizer` is Fathom's AdamW by
 itself. Every side runs in a process of its own with a time limit, its workloads (all, or those
 after a colon, joined by +) in turn, and what it had measured when it failed or ran out of time
-is kept. `--gpus N --only fathom` shares the model over N GPUs, with `--exchange collectives` even where they could copy. Prints a table and writes
+is kept. `--gpus N --only fathom` shares the model over N GPUs. Prints a table and writes
 benchmarks/results/sft_gpu.json. `--model tiny` is a smoke test for a CPU.
 """
 
@@ -51,7 +51,6 @@ def arguments() -> argparse.Namespace:
         "--mix-steps", type=int, default=2, help="of `mix` and `packed`; where several, the first counts for nothing"
     )
     parser.add_argument("--gpus", type=int, default=1, help="that share the model; for Fathom's sides only")
-    parser.add_argument("--exchange", choices=("auto", "collectives"), default="auto", help="between GPUs")
     parser.add_argument("--rows", type=int, default=16, help="of a step of the mix")
     parser.add_argument("--mean", type=int, default=8192, help="length of the mix's rows")
     parser.add_argument("--length", type=int, help="tokens of a full-length row")
@@ -106,10 +105,7 @@ def run_side(side: str, options: argparse.Namespace) -> None:
     if side in ("fathom", "float8"):
         from sft_fathom import Side
 
-        from fathom.train.sharded import Collectives
-
-        exchange = Collectives if options.exchange == "collectives" else None
-        ours = Side(shape, device, options.seed, side == "float8", options.host_gib, exchange)
+        ours = Side(shape, device, options.seed, side == "float8", options.host_gib)
     for name in options.workloads.split(","):
         clock = Clock(plans[name], shape, device, options.file, report, options.gpus)
         if side == "anchor":

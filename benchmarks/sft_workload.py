@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fathom.physics import DEVICES, ModelShape  # noqa: E402
-from fathom.train.peers import outside_bytes  # noqa: E402
 
 LEARNING_RATE, BETAS, CLIP = 1e-5, (0.9, 0.95), 1.0
 CAP, MEAN, VARIATION = 16384, 8192, 0.5
@@ -176,8 +175,8 @@ class Clock:
                 "mfu": round(statistics.median(flops) / 1e12 / self.gpus / DEVICES["h200"].tflops, 4),
             }
         if self.device == "cuda":
-            found["peak_allocated_gib"] = round((torch.cuda.max_memory_allocated() + outside_bytes()) / 2**30, 2)
-            found["peak_reserved_gib"] = round((torch.cuda.max_memory_reserved() + outside_bytes()) / 2**30, 2)
+            found["peak_allocated_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+            found["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         return found | self.extra
 
 

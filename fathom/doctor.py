@@ -19,7 +19,7 @@ from fathom.graders.sandbox import doctor as examine_sandbox
 
 CORE = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "pyarrow", "sympy", "math-verify", "rensa")
 EXTRAS = {
-    "gpu": ("bitsandbytes", "cuda-bindings", "peft", "triton"),
+    "gpu": ("bitsandbytes", "peft", "triton"),
     "attention": ("flash-attn-4",),
     "vllm": ("vllm",),
     "ray": ("ray",),

@@ -56,14 +56,6 @@ def test_the_large_model_on_two_gpus(label, found):
     assert found["plan_peak_gib"] == pytest.approx(found["peak_allocated_gib"], rel=0.05)
 
 
-def test_copies_beside_collectives():
-    run = recorded("exchange")
-    for side, told in (("fathom", "copies are {:.3f} times as fast"), ("float8", "and {:.3f} in `float8`")):
-        rates = [run[way][side]["one"]["useful_tokens_per_s"] for way in ("copies", "collectives")]
-        assert run["copies_over_collectives"][side] == pytest.approx(rates[0] / rates[1], abs=1e-4)
-        assert told.format(rates[0] / rates[1]) in TEXT
-
-
 def test_a_sharded_run_goes_on_from_its_checkpoint():
     run = recorded("sharded_resume")
     assert run["left_behind"] == ["step-2", "step-4.tmp"] and set(run["resumed"]["losses"]) == {"3", "4"}

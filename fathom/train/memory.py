@@ -111,11 +111,10 @@ class Work:
     def fixed_bytes(self) -> float:
         """Weights and optimizer state, gradients where they stay, and what sharding gathers.
 
-        That is two layers and their gradients, what the others send of two (`peers.py`), embedding, head and the head's gradient.
+        That is two layers and their gradients with shards under way, embedding, head and the head's gradient.
         """
         stays = self.state_bytes + (self.gradient_bytes if self.packs > 1 else 0)
-        layers = 8 + 4 * (1 - 1 / self.devices)
-        gathered = 0 if self.devices == 1 else 6 * self.shape.embedding_parameters + layers * self.layer_parameters()
+        gathered = 0 if self.devices == 1 else 6 * self.shape.embedding_parameters + 9 * self.layer_parameters()
         return stays * self.shape.parameters / self.devices + gathered
 
     def loss_bytes(self) -> float:

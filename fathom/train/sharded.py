@@ -7,7 +7,8 @@ stay the DTensors that optimizer and checkpoints know; sums are in the parameter
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,58 +16,18 @@ from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
 from fathom.train.flat_layer import LayerTensors, Layout
-from fathom.train.peers import SLOTS, PeerCopies, open_copies
 
-
-class Collectives:
-    """How processes exchange a layer's weights and gradients where nothing better is at hand: NCCL's or gloo's collectives.
-
-    size: of a layer's flat buffer, of which `weights` and `gradients` are two each.
-    """
-
-    def __init__(self, group: dist.ProcessGroup, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._group = group
-        self.weights = [torch.zeros(size, dtype=dtype, device=device) for _ in range(SLOTS)]
-        self.gradients = [torch.zeros_like(self.weights[0]) for _ in range(SLOTS)]
-
-    def gather(self, rows: Sequence[torch.Tensor], views: Sequence[torch.Tensor]) -> Callable[[], object]:
-        """Start to fill views of `weights` with everybody's rows; what to call before they are used."""
-        # At once, as one kernel: a kernel waits for room on a GPU that computes, and a dozen of them would wait in turn.
-        return self._group.allgather_into_tensor_coalesced(list(views), list(rows)).wait
-
-    def reduce(self, views: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype]) -> Callable[[], list[torch.Tensor]]:
-        """Start to sum views of `gradients` over the processes; what to call for this one's rows of the sums."""
-        whole = [view.to(dtype).contiguous() for view, dtype in zip(views, dtypes, strict=True)]
-        rows = [grad.new_empty(len(grad) // self._group.size(), *grad.shape[1:]) for grad in whole]
-        work = self._group.reduce_scatter_tensor_coalesced(rows, whole)
-
-        def finish() -> list[torch.Tensor]:
-            work.wait()
-            whole.clear()
-            return rows
-
-        return finish
-
-    def settle(self) -> None:
-        """Rows may change after what is asked of the device from now on."""
-
-
-Exchange = Collectives | PeerCopies
+BUFFERS = 2
+"""One for the layer that computes, one for its neighbour on the way."""
 
 
 class ShardedWeights:
     """`flat_layer.LocalWeights` for shared parameters. dtype: to compute in; weights are rounded to it when gathered.
 
-    exchange: Collectives, or None for copies between GPUs of one host where that can be and collectives elsewhere.
     Raises ValueError for parameters that are not split evenly by rows over one group of processes.
     """
 
-    def __init__(
-        self,
-        layers: Sequence[nn.Module],
-        dtype: torch.dtype,
-        exchange: type[Collectives] | None = None,
-    ) -> None:
+    def __init__(self, layers: Sequence[nn.Module], dtype: torch.dtype) -> None:
         self._layouts = [Layout(layer) for layer in layers]
         for layer in layers:
             if reason := why_not_rows(layer.named_parameters()):
@@ -74,44 +35,48 @@ class ShardedWeights:
         first = self._layouts[0].first
         self._group, self._dtype = first.device_mesh.get_group(), dtype
         device = first.to_local().device
-        buffer = (self._group, self._layouts[0].size, dtype, device)
-        copies = None if exchange is Collectives else open_copies(*buffer)
-        self.exchange: Exchange = copies or Collectives(*buffer)
-        self._held: list[int | None] = [None] * SLOTS
-        self._coming: dict[int, Callable[[], object]] = {}
-        self._leaving: dict[int, tuple[list[nn.Parameter], Callable[[], list[torch.Tensor]]]] = {}
+        self._weights = [torch.zeros(self._layouts[0].size, dtype=dtype, device=device) for _ in range(BUFFERS)]
+        self._gradients = [torch.zeros_like(self._weights[0]) for _ in range(BUFFERS)]
+        self._held: list[int | None] = [None] * BUFFERS
+        self._coming: dict[int, Any] = {}
+        self._leaving: dict[int, tuple[list[nn.Parameter], list[torch.Tensor], Any]] = {}
 
     def fetch(self, number: int) -> None:
         """Start gathering a layer, unless it is there or the number is outside the model."""
         if not 0 <= number < len(self._layouts) or number in self._held:
             return
-        buffer = self.exchange.weights[number % SLOTS]
-        self._held[number % SLOTS] = number
+        buffer = self._weights[number % BUFFERS]
+        self._held[number % BUFFERS] = number
         parameters, views = zip(*self._layouts[number].views(buffer), strict=True)
-        self._coming[number] = self.exchange.gather([self._local(p) for p in parameters], views)
+        # At once, as one kernel: a kernel waits for room on a GPU that computes, and a dozen of them would wait in turn.
+        self._coming[number] = self._group.allgather_into_tensor_coalesced(
+            list(views), [self._local(p) for p in parameters]
+        )
 
     def weights(self, number: int) -> LayerTensors:
         self.fetch(number)
         if number in self._coming:
-            self._coming.pop(number)()
-        return self._layouts[number].tensors(self.exchange.weights[number % SLOTS])
+            self._coming.pop(number).wait()
+        return self._layouts[number].tensors(self._weights[number % BUFFERS])
 
     def gradients(self, number: int) -> tuple[LayerTensors, bool]:
         """A buffer to write this pass's gradients to."""
-        self._add_shards(number + SLOTS)
-        return self._layouts[number].tensors(self.exchange.gradients[number % SLOTS]), True
+        self._add_shards(number + BUFFERS)
+        return self._layouts[number].tensors(self._gradients[number % BUFFERS]), True
 
     def finish(self, number: int) -> None:
         """Start to sum a layer's gradients over the processes; each gets its rows."""
-        parameters, views = zip(*self._layouts[number].views(self.exchange.gradients[number % SLOTS]), strict=True)
-        self._leaving[number] = (list(parameters), self.exchange.reduce(views, [p.dtype for p in parameters]))
+        pairs = list(self._layouts[number].views(self._gradients[number % BUFFERS]))
+        grads = [view.to(p.dtype).contiguous() for p, view in pairs]
+        rows = [new_rows(p) for p, _ in pairs]
+        work = self._group.reduce_scatter_tensor_coalesced(rows, grads)
+        self._leaving[number] = ([p for p, _ in pairs], rows, work)
 
     def settle(self) -> None:
         """Wait for all sums. What was gathered counts as stale: the optimizer may step, or have stepped."""
         for number in list(self._leaving):
             self._add_shards(number)
-        self.exchange.settle()
-        self._held = [None] * SLOTS
+        self._held = [None] * BUFFERS
 
     def whole(self, parameter: nn.Parameter) -> torch.Tensor:
         """A gathered copy. Once autograd has its gradient, that is summed and split."""
@@ -125,7 +90,7 @@ class ShardedWeights:
     def give(self, parameter: nn.Parameter, leaf: torch.Tensor) -> None:
         """Sum and split the gradient of a gathered copy, and forget it."""
         grad, leaf.grad = leaf.grad.to(parameter.dtype).contiguous(), None
-        rows = torch.empty_like(parameter.to_local())
+        rows = new_rows(parameter)
         dist.reduce_scatter_tensor(rows, grad, group=self._group)
         add_shard(parameter, rows)
 
@@ -134,9 +99,15 @@ class ShardedWeights:
 
     def _add_shards(self, number: int) -> None:
         if number in self._leaving:
-            parameters, finish = self._leaving.pop(number)
-            for parameter, rows in zip(parameters, finish(), strict=True):
+            parameters, shards, work = self._leaving.pop(number)
+            work.wait()
+            for parameter, rows in zip(parameters, shards, strict=True):
                 add_shard(parameter, rows)
+
+
+def new_rows(parameter: nn.Parameter) -> torch.Tensor:
+    """Memory for this process's rows of a gradient."""
+    return torch.empty_like(parameter.to_local())
 
 
 def add_shard(parameter: nn.Parameter, rows: torch.Tensor) -> None:

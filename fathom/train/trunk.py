@@ -26,7 +26,7 @@ from fathom.train.kernels import add_rmsnorm, rmsnorm_backward_
 from fathom.train.layer_plan import LayerPlan
 from fathom.train.losses import token_logprobs
 from fathom.train.offload import HostPool, Keeper
-from fathom.train.sharded import Collectives, ShardedWeights, is_sharded, why_not_rows
+from fathom.train.sharded import ShardedWeights, is_sharded, why_not_rows
 
 PackT = TypeVar("PackT", bound=Pack)
 
@@ -61,9 +61,9 @@ class FusedStep:
     """Forward and backward of a whole model on packs.
 
     plans: one per layer; None keeps everything on the device. rows: tokens of the longest pack that is
-    expected. dtype: to compute in where the model is sharded, by default the parameters'. exchange: as of `ShardedWeights`. The model must be
-    on its device (and where it isn't sharded, in its dtype) before: moving it afterwards breaks the flat layout. Raises ValueError for a model
-    that `why_not` refuses.
+    expected. dtype: to compute in where the model is sharded, by default the parameters'. The model must be on its device (and where it isn't
+    sharded, in its dtype) before: moving it afterwards breaks the flat layout. Raises ValueError for
+    a model that `why_not` refuses.
     """
 
     def __init__(
@@ -73,14 +73,13 @@ class FusedStep:
         gemms: Gemms | None = None,
         dtype: torch.dtype | None = None,
         rows: int = 0,
-        exchange: type[Collectives] | None = None,
     ) -> None:
         if reason := why_not(model):
             raise ValueError(f"no fused step for this model: {reason}")
         self.model = model
         layers = model.model.layers
         self._dtype = (dtype or model.dtype) if is_sharded(model) else model.dtype
-        self.weights = ShardedWeights(layers, self._dtype, exchange) if is_sharded(model) else LocalWeights(layers)
+        self.weights = ShardedWeights(layers, self._dtype) if is_sharded(model) else LocalWeights(layers)
         self.plans = list(plans) if plans is not None else [LayerPlan()] * len(layers)
         self.gemms = gemms or TunedGemms()
         attention = model.model.layers[0].self_attn

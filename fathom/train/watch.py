@@ -19,7 +19,6 @@ from fathom.errors import InputError
 from fathom.ledger import Meter, dollars
 from fathom.physics import DEVICES, ModelShape
 from fathom.train.config import TrackingConfig
-from fathom.train.peers import outside_bytes
 
 WINDOW = 20
 """Steps over which speed is averaged; the first step of a process, which compiles and warms up, is left out."""
@@ -94,7 +93,7 @@ class Watch:
                 if self._peak:
                     values["mfu"] = flops / seconds / self._peak
         if torch.cuda.is_available():
-            values["peak_gib"] = (torch.cuda.max_memory_allocated() + outside_bytes()) / 2**30
+            values["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         return values
 
     def close(self) -> None:
