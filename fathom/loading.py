@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from fathom.errors import InputError, first_line
@@ -21,6 +21,8 @@ from fathom.weights import tensor_entries
 disable_progress_bar()  # of the weights, which are read in a moment
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 # a table of many lines, of which `_check_complete` says in one what matters
+
+CHANGES = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 def load_causal_model(
@@ -49,6 +51,11 @@ def load_causal_model(
         raise InputError(f"{model_dir}: can't be loaded as a causal language model ({first_line(error)})") from error
     _check_complete(model_dir, told)
     return model
+
+
+def changed_logits(config: PretrainedConfig) -> list[str]:
+    """The entries of a configuration with which logits or attention's scores are more than a matrix product."""
+    return [name for name in CHANGES if getattr(config, name, None) not in (None, 1)]
 
 
 def _check_complete(model_dir: Path, told: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ from fathom.errors import InputError
 from fathom.gguf.export import write_gguf
 from fathom.records import Message
 from fathom.serve.solving import default_max_tokens
-from fathom.tokens import load_tokenizer, prompt_text, stop_ids
-from fathom.train.model import load_model
+from fathom.tokens import EncodedExample, load_tokenizer, prompt_text, stop_ids
+from fathom.train.batch import pack
+from fathom.train.model import load_model, pack_logprobs
 from fathom.weights import positions
 
 TINY = Path(__file__).parent.parent / "fathom" / "data" / "fathom-tiny-base"
@@ -107,6 +108,23 @@ def test_a_configuration_that_cannot_be_trained_is_one_line(model):
     configured(model, num_hidden_layers=1)
     with pytest.raises(InputError, match=r"can't be loaded .*`num_hidden_layers` .1. must be equal"):
         load_model(model)
+
+
+@pytest.mark.parametrize("entry", ["final_logit_softcapping", "attn_logit_softcapping", "logits_scaling"])
+def test_logits_that_would_be_computed_otherwise_are_refused(model, entry):
+    load_model(configured(model, **{entry: None}))
+    for use in (opened, load_model):
+        with pytest.raises(InputError, match=f"plain logits only, not {entry}"):
+            use(configured(model, **{entry: 30.0}))
+
+
+def test_training_refuses_rows_beyond_a_sliding_window(model):
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    sliding = {"sliding_window": 4, "layer_types": ["sliding_attention"] * layers}
+    trained = load_model(configured(model, use_sliding_window=True, **sliding))
+    pack_logprobs(trained, pack([EncodedExample("a", [1, 2, 3, 4], [0, 1, 1, 1], 1)]))
+    with pytest.raises(InputError, match="a row of 5 tokens exceeds the model's sliding window of 4"):
+        pack_logprobs(trained, pack([EncodedExample("a", [1, 2, 3, 4, 5], [0, 1, 1, 1, 1], 1)]))
 
 
 def test_positions(model):

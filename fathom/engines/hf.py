@@ -20,13 +20,11 @@ from fathom.engines.session import completions
 from fathom.engines.slots import ATTENTION
 from fathom.engines.text import ModelText
 from fathom.errors import InputError
-from fathom.loading import load_causal_model
+from fathom.loading import changed_logits, load_causal_model
 from fathom.records import Sampling
 
 SLOTS = {"cpu": 256, "cuda": 2048}
 """Chains that decode together where the recipe doesn't say."""
-CHANGED_LOGITS = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
-"""Entries of a configuration with which logits or scores are more than a matrix product."""
 
 
 class TransformersEngine:
@@ -88,9 +86,8 @@ def _check_supported(config: PretrainedConfig, model_dir: Path) -> None:
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         windows.add(f"sliding_window {config.sliding_window}")
-    changed = [name for name in CHANGED_LOGITS if getattr(config, name, None) not in (None, 1, 1.0)]
-    if windows or changed:
-        what = ", ".join(sorted(windows) + changed)
+    if found := sorted(windows) + changed_logits(config):
+        what = ", ".join(found)
         raise InputError(
             f"{model_dir}: the transformers engine has full attention and plain logits only, not {what}; use kind vllm"
         )

@@ -16,6 +16,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from fathom.errors import InputError
+
 NAME = "fathom_documents"
 EXPLICIT_WIDTH = 512
 """Longest documents, in tokens, for `explicit_attention`; its memory grows with the square."""
@@ -123,14 +125,17 @@ def document_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document. query: (1, H, T, d); key, value: (1, H_kv, T, d).
 
-    Returns (1, T, H, d). Raises ValueError where it would silently compute something else.
+    Returns (1, T, H, d). Raises InputError for a model of which it would compute something else, ValueError for a mask.
     """
     if documents is None or attention_mask is not None:
         raise ValueError(f"{NAME} attention needs `documents` and takes no mask")
     if sliding_window is not None and documents.longest > sliding_window:
-        raise ValueError(f"a document of {documents.longest} tokens exceeds the sliding window of {sliding_window}")
-    if kwargs.get("softcap") is not None:
-        raise ValueError(f"{NAME} attention has no soft cap")
+        raise InputError(
+            f"training has full attention only: a row of {documents.longest} tokens exceeds the model's sliding window of {sliding_window}"
+        )
+    for name in ("softcap", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise InputError(f"training has plain attention only, not {name}")
     exchange = documents.exchange
     streams = [x[0].transpose(0, 1) for x in (query, key, value)]
     if exchange:

@@ -14,15 +14,13 @@ import torch
 from transformers import PreTrainedModel
 
 from fathom.errors import InputError
-from fathom.loading import load_causal_model
+from fathom.loading import changed_logits, load_causal_model
 from fathom.train.attention import NAME, Documents
 from fathom.train.batch import Pack
 from fathom.train.losses import token_logprobs
 from fathom.weights import os_errors, tensor_entries
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-HEAD_KNOBS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config keys that change the logits after the head; `token_logprobs` does not know them."""
 
 KEPT_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
@@ -44,9 +42,8 @@ def load_model(
     """
     quantized = {"quantization_config": quantization, "device_map": {"": device}} if quantization else None
     model = load_causal_model(model_dir, NAME, dtype, quantized)
-    for knob in HEAD_KNOBS:
-        if getattr(model.config, knob, None) is not None:
-            raise InputError(f"{model_dir}: {knob} is not supported in training")
+    if changed := changed_logits(model.config):
+        raise InputError(f"{model_dir}: training has plain logits only, not {', '.join(changed)}")
     return (model if quantization else model.to(device)).train()
 
 
