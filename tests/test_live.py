@@ -12,7 +12,9 @@ from fathom.engines.scripted import ScriptedEngine, echo
 from fathom.engines.session import Piece
 from fathom.errors import InputError, WorkError
 from fathom.records import Message, Sampling
+from fathom.serve.answers import Choices, Order, grow
 from fathom.serve.live import Busy, Live
+from fathom.serve.visits import Visit
 
 SAMPLING = Sampling(0.6, 0.95, 5)
 SECONDS = 20
@@ -137,8 +139,8 @@ def test_tasks_get_their_own_chains_and_a_loop_is_woken_once_a_round(monkeypatch
         monkeypatch.setattr(loop, "call_soon_threadsafe", lambda *given: woken.append(len(given[1])) or real(*given))
 
         async def one(key):
-            async with live.astream(asked(key), SAMPLING) as pieces:
-                return text([piece async for piece in pieces])
+            async with live.astream(asked(key), SAMPLING) as stream:
+                return text([piece async for pieces in stream for piece in pieces])
 
         return await asyncio.wait_for(asyncio.gather(*map(one, "abcdefgh")), SECONDS)
 
@@ -148,7 +150,7 @@ def test_tasks_get_their_own_chains_and_a_loop_is_woken_once_a_round(monkeypatch
     live.close()
 
 
-def test_what_was_not_fetched_in_time_comes_as_one_piece():
+def test_what_was_not_fetched_in_time_comes_at_once():
     _, live = opened()
 
     async def main():
@@ -156,10 +158,39 @@ def test_what_was_not_fetched_in_time_comes_as_one_piece():
             while live.running or live.waiting:
                 await asyncio.sleep(0.001)
             await asyncio.sleep(0.01)
-            return [piece async for piece in late]
+            return [pieces async for pieces in late]
 
-    (piece,) = asyncio.run(asyncio.wait_for(main(), SECONDS))
-    assert (piece.text, piece.tokens, piece.finish) == ("a:0 a:1 a:2 a:3 a:4 ", 5, "length")
+    (pieces,) = asyncio.run(asyncio.wait_for(main(), SECONDS))
+    assert (text(pieces), len(pieces), pieces[-1].finish) == ("a:0 a:1 a:2 a:3 a:4 ", 5, "length")
+    live.close()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_neither_text_nor_counts_depend_on_how_many_pieces_come_at_once(late):
+    """Five tokens: one of thinking, and the fourth completes the stop string."""
+    gate = threading.Semaphore(0)
+    _, live = opened(gate=gate)
+    visit, order = Visit(), Order(asked("</think>"), SAMPLING, stops=(":3",), opened=True)
+
+    async def main():
+        async def answer():
+            choices = Choices()
+            async for delta in grow(live, order, visit):
+                choices.take(delta)
+            return choices.whole()
+
+        task = asyncio.ensure_future(answer())
+        await asyncio.sleep(0)
+        for _ in range(5):
+            gate.release()
+            await asyncio.sleep(0 if late else 0.01)
+        if late:
+            until(lambda: not live.running)  # the loop stands still meanwhile
+        return await task
+
+    (choice,) = asyncio.run(asyncio.wait_for(main(), SECONDS))
+    assert (choice.content, choice.finish) == (":0 </think>:1 </think>:2 </think>", "stop")
+    assert (visit.completion_tokens, visit.reasoning_tokens) == (4, 1)
     live.close()
 
 
@@ -257,8 +288,8 @@ def test_a_task_that_is_cancelled_frees_its_slot():
         task.cancel()
         await asyncio.wait([task])
         gate.release(20)
-        async with live.astream(asked("b"), SAMPLING) as pieces:
-            return text([piece async for piece in pieces])
+        async with live.astream(asked("b"), SAMPLING) as stream:
+            return text([piece async for pieces in stream for piece in pieces])
 
     assert asyncio.run(asyncio.wait_for(main(), SECONDS)).startswith("b:0 b:1 ")
     live.close()

@@ -5,7 +5,7 @@ The one way from `Live` to an answer, streamed or not; HTTP and OpenAI's forms a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from fathom.engines import Request
@@ -42,6 +42,12 @@ class Delta:
     finish: Finish | None = None
 
 
+def _together(deltas: Sequence[Delta]) -> Delta:
+    """Successive deltas of one choice, at least one, as one."""
+    last = deltas[-1]
+    return Delta(last.index, "".join(d.reasoning for d in deltas), "".join(d.content for d in deltas), last.finish)
+
+
 class _Chain:
     """One chain while it grows."""
 
@@ -72,14 +78,19 @@ async def grow(live: Live, order: Order, visit: Visit) -> AsyncIterator[Delta]:
     Tokens are counted on the visit; those that come after a stop string are nobody's. Raises what `Live.astream` raises.
     """
     chains = {order.request.first + i: _Chain(order) for i in range(order.request.samples)}
-    async with live.astream(order.request, order.sampling, order.thinking, order.owner) as pieces:
-        async for piece in pieces:
-            chain = chains[piece.index]
-            if chain.over:
+    async with live.astream(order.request, order.sampling, order.thinking, order.owner) as stream:
+        async for pieces in stream:
+            chain = chains[pieces[0].index]
+            deltas = []
+            for piece in pieces:  # one by one: how many came at once is chance, and must not show in the counts
+                if chain.over:
+                    break
+                visit.prompt_tokens = piece.prompt_tokens
+                visit.grew(piece.tokens, chain.thinks)
+                deltas.append(chain.grow(piece))
+            if not deltas:
                 continue
-            visit.prompt_tokens = piece.prompt_tokens
-            visit.grew(piece.tokens, chain.thinks)
-            delta = chain.grow(piece)
+            delta = _together(deltas)
             if delta.reasoning or delta.content or delta.finish:
                 yield delta
             if delta.finish and all(chain.over for chain in chains.values()):
@@ -107,7 +118,5 @@ class Choices:
 
     def whole(self) -> list[Choice]:
         """In order of their index."""
-        return [
-            Choice(index, "".join(d.reasoning for d in parts), "".join(d.content for d in parts), parts[-1].finish)
-            for index, parts in sorted(self._parts.items())
-        ]
+        wholes = [_together(parts) for _, parts in sorted(self._parts.items())]
+        return [Choice(whole.index, whole.reasoning, whole.content, whole.finish) for whole in wholes]

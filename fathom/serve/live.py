@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 
 from fathom.engines import Completion, Engine, Request
-from fathom.engines.session import Gathering, Piece, joined, open_session
+from fathom.engines.session import Gathering, Piece, open_session
 from fathom.errors import FathomError, WorkError
 from fathom.records import Sampling
 
@@ -317,40 +317,38 @@ class ThreadStream:
 
 
 class LoopStream:
-    """An asynchronous iterator over pieces, for the event loop in which it was made."""
+    """An asynchronous iterator for the event loop in which it was made: the pieces of one chain that came since the last."""
 
     def __init__(self, live: Live):
         self._live = live
         self.tickets: list[int] = []
         self.loop = asyncio.get_running_loop()
-        self._news: deque[News] = deque()
+        self._news: deque[list[Piece] | FathomError | None] = deque()
         self._arrival = asyncio.Event()
         self._over = False
 
     def take(self, news: News) -> None:
-        """Called in the event loop. What nobody has fetched yet becomes one piece, so whoever is late has less to do."""
+        """Called in the event loop. What nobody has fetched yet is fetched at once, so whoever is late has less to do."""
         last = self._news[-1] if self._news else None
-        if (
-            isinstance(last, Piece)
-            and isinstance(news, Piece)
-            and (last.ticket, last.index) == (news.ticket, news.index)
-        ):
-            self._news[-1] = joined([last, news])
-        else:
+        if not isinstance(news, Piece):
             self._news.append(news)
+        elif isinstance(last, list) and (last[-1].ticket, last[-1].index) == (news.ticket, news.index):
+            last.append(news)
+        else:
+            self._news.append([news])
         self._arrival.set()
 
     def __aiter__(self) -> LoopStream:
         return self
 
-    async def __anext__(self) -> Piece:
+    async def __anext__(self) -> list[Piece]:
         while not self._over:
             if not self._news:
                 self._arrival.clear()
                 await self._arrival.wait()
                 continue
             news = self._news.popleft()
-            if isinstance(news, Piece):
+            if isinstance(news, list):
                 return news
             self._over = True
             if news is not None:
