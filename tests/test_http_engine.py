@@ -116,10 +116,10 @@ def test_no_key_is_sent_where_none_is_named():
 
 
 def test_at_most_so_many_calls_at_once():
-    with serving(*[ok(seconds=0.1)] * 8) as server:
+    with serving(*[ok(seconds=0.5)] * 8) as server:
         start = time.monotonic()
         ask(server, request("a", samples=8), concurrency=4)
-        assert 0.2 <= time.monotonic() - start < 0.75
+        assert 1.0 <= time.monotonic() - start < 4.0  # one after the other: 4.0
 
 
 # ------------------------------------------------------------------------------ retries
@@ -186,12 +186,12 @@ def test_nobody_listens():
         ask(server, tries=2)
 
 
-@pytest.mark.parametrize("header", [{"Retry_After": "1"}, {"Retry_After": "9", "retry_after_ms": "1000"}])
+@pytest.mark.parametrize("header", [{"Retry_After": "1"}, {"Retry_After": "60", "retry_after_ms": "1000"}])
 def test_retry_after_is_honoured(header):
     with serving(status(429, **header)) as server:
         start = time.monotonic()
         ask(server)
-        assert 1.0 <= time.monotonic() - start < 5
+        assert 1.0 <= time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("header", ["86400", "Fri, 01 Jan 2100 00:00:00 GMT", "inf"])

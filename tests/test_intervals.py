@@ -159,7 +159,11 @@ def test_one_problem_has_no_interval():
 
 def test_100_problems_x_8_samples_take_milliseconds():
     values = np.random.default_rng(6).integers(0, 9, size=100) / 8
-    started = time.perf_counter()
-    rate_interval(values, 8)
-    paired_difference(values, values[::-1], 8)
-    assert time.perf_counter() - started < 0.5
+
+    def seconds() -> float:
+        started = time.perf_counter()
+        rate_interval(values, 8)
+        paired_difference(values, values[::-1], 8)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < 0.5

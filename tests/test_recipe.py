@@ -276,16 +276,18 @@ def test_the_budget_stops_between_chunks_and_resuming_keeps_them(recipe_file, tm
     slow = ["low.seconds=4", "low.chunks=20", "hardware.device=h100"]  # 0.2 s and $0.00016 a chunk
     with pytest.raises(BudgetStop, match=r"low: stopped by the budget of \$0\.00.*not run: low, high, all"):
         run(recipe_file, tmp_path / "run", *slow, budget_usd=0.0015)
-    ledger = Ledger(tmp_path / "run/ledger.sqlite")
-    assert ledger.spent() < 0.0016 + 0.0008  # a heartbeat's worth of closing time at most
-    ledger.close()
+    assert 0 < chunks_of_low(tmp_path / "run") < 20
     assert (tmp_path / "run/artifacts/numbers/rows.txt").exists()
     assert run(recipe_file, tmp_path / "run", *slow, budget_usd=1.0).ran == ("low", "high", "all")
-    with contextlib.closing(sqlite3.connect(tmp_path / "run/ledger.sqlite")) as db:
-        chunks = db.execute(
-            "select calls from tokens join attempts on id = attempt where stage = 'low' order by id"
-        ).fetchall()
-    assert sum(calls for (calls,) in chunks) == 20, "a chunk that was kept was made again"
+    assert chunks_of_low(tmp_path / "run") == 20, "a chunk that was kept was made again"
+
+
+def chunks_of_low(out: Path) -> int:
+    """How many chunks all attempts of the stage `low` made."""
+    with contextlib.closing(sqlite3.connect(out / "ledger.sqlite")) as db:
+        return db.execute("select sum(calls) from tokens join attempts on id = attempt where stage = 'low'").fetchone()[
+            0
+        ]
 
 
 def test_a_stage_that_cannot_fit_is_not_started(recipe_file, tmp_path):

@@ -11,6 +11,9 @@ import pytest
 
 from fathom.graders.worker import Killed, Unavailable, Worker
 
+SOON = 10
+"""Seconds: far more than a call's limit and a new process need, far less than a call that isn't killed."""
+
 
 @pytest.fixture(scope="module")
 def worker():
@@ -25,10 +28,10 @@ def test_a_bad_call_is_killed_and_the_next_one_is_not_slower(worker, function):
     started = time.monotonic()
     with pytest.raises(Killed):
         worker.call(function)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < SOON
     started = time.monotonic()
     assert worker.call("echo", [1, "two", None]) == [1, "two", None]
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < SOON
 
 
 def test_every_call_gets_a_fresh_process_of_the_same_zygote(worker):
