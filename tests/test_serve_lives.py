@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
@@ -34,6 +35,13 @@ def asked(seconds: float, name: str | None = None) -> dict:
         "messages": [{"role": "user", "content": str(seconds)}],
         "headers": {"Idempotency-Key": name} if name else None,
     }
+
+
+def worked_on(server: ServerProcess) -> None:
+    """Returns when the engine works on a request."""
+    deadline = time.monotonic() + 30
+    while not re.search(r"^fathom_requests_running [1-9]", server.client.get("/metrics").text, re.MULTILINE):
+        assert time.monotonic() < deadline, "the request never came"
 
 
 def content(answer: httpx.Response) -> str:
@@ -78,13 +86,13 @@ def test_what_was_acknowledged_outlives_kill_9(server):
 
 def test_a_name_whose_answer_is_in_the_making_is_told_to_wait(server):
     first: list[httpx.Response] = []
-    thread = threading.Thread(target=lambda: first.append(server.post(**asked(0.8, "twice"))))
+    thread = threading.Thread(target=lambda: first.append(server.post(**asked(2, "twice"))))
     thread.start()
-    time.sleep(0.3)
-    second = server.post(**asked(0.8, "twice"))
+    worked_on(server)
+    second = server.post(**asked(2, "twice"))
     assert (second.status_code, second.headers["retry-after"]) == (409, "1")
     thread.join()
-    assert content(server.post(**asked(0.8, "twice"))) == content(first[0])
+    assert content(server.post(**asked(2, "twice"))) == content(first[0])
 
 
 def test_an_answer_that_takes_too_long_is_broken_off(server):
@@ -98,7 +106,7 @@ def test_sigterm_lets_answers_end_and_takes_no_more(server):
     answers: list[httpx.Response] = []
     thread = threading.Thread(target=lambda: answers.append(server.post(**asked(1.2, "last"))))
     thread.start()
-    time.sleep(0.5)
+    worked_on(server)
     server.process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     with pytest.raises(httpx.TransportError):
