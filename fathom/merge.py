@@ -115,6 +115,8 @@ def mean_tensor(parts: Sequence[TensorEntry], shares: Sequence[float]) -> torch.
                 raise InputError(f"{entry.file}: tensor {entry.name!r} of integers differs from the other parent's")
             total = tensor
             continue
+        if tensor.dtype.itemsize == 1:
+            raise InputError(f"{entry.file}: tensor {entry.name!r} has eight bits; only wider ones can be averaged")
         wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
         total = wide.mul(share) if total is None else total.add_(wide, alpha=share)
     return total.to(tensor.dtype)

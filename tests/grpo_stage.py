@@ -55,10 +55,12 @@ def write_inputs(root: Path) -> dict[str, Path]:
     return {"model": write_model(root / "model"), "problems": root}
 
 
-def grpo(inputs: dict[str, Path], work: Path, grade: Callable = parity, **settings: Any) -> dict[str, Any]:
+def grpo(
+    inputs: dict[str, Path], work: Path, grade: Callable = parity, meter: type[Meter] = Meter, **settings: Any
+) -> dict[str, Any]:
     (work / "out").mkdir(parents=True, exist_ok=True)
     config = GrpoConfig(**{**SETTINGS, **settings})
-    return run_grpo(inputs, config, work / "out", Meter.null(work / "scratch", 3), grade)
+    return run_grpo(inputs, config, work / "out", meter.null(work / "scratch", 3), grade)
 
 
 def open_method(inputs: dict[str, Path], scratch: Path, grade: Callable = parity, **settings: Any) -> Grpo:

@@ -46,6 +46,14 @@ def test_it_learns_and_leaves_every_other_weight_as_it_was(work):
     assert moved and all("q_proj.weight" in name or "down_proj.weight" in name for name in moved)
 
 
+@pytest.mark.parametrize(("target", "kind"), [("embed_tokens", "embedding"), ("lm_head", "head")])
+def test_what_could_not_be_written_back_is_refused(work, target, kind):
+    with pytest.raises(
+        InputError, match=rf"adapter.targets: (model\.)?{target} is the {kind}; adapters train layers only"
+    ):
+        train(work, adapter=AdapterConfig(rank=4, alpha=8, targets=("q_proj", target)))
+
+
 def test_the_written_model_computes_what_the_adapted_one_did(work):
     model = load_adapted(work / "model", SMALL, torch.device("cpu"), torch.float32, seed=1)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PhiConfig, PhiForCausalLM
 
 from fathom.engines import TransformersConfig
 from fathom.engines.hf import TransformersEngine
@@ -116,6 +117,13 @@ def test_logits_that_would_be_computed_otherwise_are_refused(model, entry):
     for use in (opened, load_model):
         with pytest.raises(InputError, match=f"plain logits only, not {entry}"):
             use(configured(model, **{entry: 30.0}))
+
+
+def test_a_head_with_a_bias_is_not_trained(tmp_path):
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    PhiForCausalLM(PhiConfig(vocab_size=64, **small)).save_pretrained(tmp_path / "phi")
+    with pytest.raises(InputError, match="plain logits only, not a head with a bias"):
+        load_model(tmp_path / "phi")
 
 
 def test_training_refuses_rows_beyond_a_sliding_window(model):

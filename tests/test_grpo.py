@@ -24,11 +24,13 @@ import fathom.engines.hf
 import fathom.train.grpo
 import fathom.train.loop
 from fathom import commands, estimates, estimates_training, physics
-from fathom.errors import InputError, WorkError
+from fathom.errors import BudgetStop, InputError, WorkError
+from fathom.ledger import Meter
 from fathom.recipe.schema import load_recipe
 from fathom.records import Problem, Verdict, write_jsonl
 from fathom.stages import OPS
 from fathom.train.chains import read_batch, read_facts
+from fathom.train.checkpoint import Checkpoints
 from fathom.train.config import GrpoConfig
 from fathom.train.loop import backward
 from fathom.train.losses import clipped_policy_loss, truncated_importance
@@ -153,6 +155,18 @@ def test_groups_without_signal_are_dropped_and_refilled(inputs, tmp_path):
         open_method(inputs, tmp_path / "never", grade=lambda *_: Verdict(None, False, "no/1"), refills=4).batch(0)
 
 
+def test_a_round_that_an_epochs_end_cuts_short_uses_no_refill(inputs, tmp_path):
+    drawing = open_method(inputs, tmp_path, refills=0, reward={"weight": 0.5}).drawing
+    collected = drawing.collect(0, len(drawing.problems) - 1)
+    assert len(collected.groups) >= drawing.config.groups
+    assert collected.next_place == len(drawing.problems) - 1 + len(collected.groups)
+
+
+def test_a_prompt_without_room_for_its_completion_is_refused_before_the_first_batch(inputs, tmp_path):
+    with pytest.raises(InputError, match=r"'p\d+' has a prompt of .* max_tokens 4096 exceeds the model's 4096 positions"):
+        open_method(inputs, tmp_path, max_tokens=4096)
+
+
 def test_overlong_chains_can_be_left_out_of_their_group(inputs, tmp_path):
     kept = open_method(inputs, tmp_path / "kept", samples=8, max_tokens=60, updates=1).batch(0)
     assert 0 < kept.facts.truncated < 1
@@ -249,6 +263,34 @@ def test_killed_within_a_step_it_ends_in_the_same_bytes(undisturbed, inputs, tmp
     with monkeypatch.context() as patch, pytest.raises(Killed):
         grade = kill_at(place, count, put=patch.setattr)
         grpo(inputs, tmp_path, grade)
+    grpo(inputs, tmp_path)
+    assert hashes(tmp_path / "out") == undisturbed
+
+
+def test_how_it_is_drawn_may_change_between_kill_and_resume(undisturbed, inputs, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at("step", 5, put=patch.setattr)
+        grpo(inputs, tmp_path)
+    grpo(inputs, tmp_path, engine={"kind": "transformers", "slots": 7}, chunk=3)
+    assert hashes(tmp_path / "out") == undisturbed
+
+
+class SpentInTheSecondBatch(Meter):
+    """Its budget is spent once the loop has begun the first step of the second batch."""
+
+    left = SETTINGS["updates"]
+
+    def check(self) -> None:
+        if (self.scratch / "batches/000000.safetensors").exists():
+            self.left -= 1
+            if self.left < 0:
+                raise BudgetStop("the budget is spent")
+
+
+def test_a_budget_that_ends_while_a_batch_is_drawn_keeps_the_updates_before_it(undisturbed, inputs, tmp_path):
+    with pytest.raises(BudgetStop):
+        grpo(inputs, tmp_path, meter=SpentInTheSecondBatch, checkpoint_every=20)
+    assert Checkpoints(tmp_path / "scratch/ckpt").steps() == [SETTINGS["updates"]]
     grpo(inputs, tmp_path)
     assert hashes(tmp_path / "out") == undisturbed
 

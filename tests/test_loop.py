@@ -1,5 +1,7 @@
 """The loop resumes exactly: killed anywhere, by real signals in real processes, it ends in the same bytes."""
 
+from __future__ import annotations
+
 import errno
 import hashlib
 import json
@@ -8,8 +10,10 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +25,7 @@ from fathom.ledger import Meter
 from fathom.train.checkpoint import Checkpoints, find_damage
 from fathom.train.loop import LoopConfig, learning_rate, refuse_spike
 from fathom.train.sft import SftConfig, run_sft
+from fathom.train.state import require_space
 
 # 2 iterations x 2 epochs x 4 steps, each of several packs; checkpoints at 3, 6, 9, 12, 15 and 16
 SETTINGS = {
@@ -189,6 +194,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(undisturbed, s
     assert Checkpoints(stopped / "scratch/ckpt").steps() == [16, 15]
 
 
+def test_a_damaged_checkpoint_is_written_anew_where_the_run_passes_it(stopped):
+    checkpoints = Checkpoints(stopped / "scratch/ckpt", say=lambda line: None)
+    damage_flip(checkpoints.directory / "step-7/weights.safetensors")
+    with pytest.raises(BudgetStop):
+        run_sft(*trained_in(stopped), BudgetOf.null(stopped / "scratch", 7, left=1))
+    assert checkpoints.steps() == [7, 6] and checkpoints.newest().name == "step-7"
+
+
+def test_what_a_killed_run_began_to_write_goes(stopped):
+    begun = Checkpoints(stopped / "scratch/ckpt").begin(11)
+    with pytest.raises(BudgetStop):
+        run_sft(*trained_in(stopped), BudgetOf.null(stopped / "scratch", 7, left=0))
+    assert not begun.exists()
+
+
 def test_when_no_checkpoint_verifies_training_stops(stopped):
     for step in (6, 7):
         damage_flip(stopped / f"scratch/ckpt/step-{step}/weights.safetensors")
@@ -227,7 +247,7 @@ def test_no_room_for_checkpoints_is_said_before_the_first_step(work, monkeypatch
     usage = shutil.disk_usage(work)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     monkeypatch.setattr(fathom.train.loop, "optimizer_step", lambda *args: pytest.fail("started anyway"))
-    with pytest.raises(InputError, match=r"two checkpoints need .* bytes and 1,000 are free"):
+    with pytest.raises(InputError, match=r"room for 3 more checkpoints is needed, .* bytes, and 1,000 are free"):
         run(work, SETTINGS)
 
 
@@ -236,17 +256,26 @@ class BudgetOf(Meter):
 
     left = 5
 
+    @classmethod
+    def null(cls, scratch: Path, seed: int, left: int = 5) -> BudgetOf:
+        meter = super().null(scratch, seed)
+        meter.left = left
+        return meter
+
     def check(self) -> None:
         self.left -= 1
         if self.left < 0:
             raise BudgetStop("the budget is spent")
 
 
-def test_a_budget_stop_checkpoints_first(undisturbed, work):
-    config = SftConfig(model="base", examples="rows", **SETTINGS)
+def trained_in(work: Path) -> tuple[dict[str, Path], SftConfig, Path]:
     inputs = {"model": work / "model", "examples": work / "examples.jsonl"}
+    return inputs, SftConfig(model="base", examples="rows", **SETTINGS), work
+
+
+def test_a_budget_stop_checkpoints_first(undisturbed, work):
     with pytest.raises(BudgetStop):
-        run_sft(inputs, config, work, BudgetOf.null(work / "scratch", 7))
+        run_sft(*trained_in(work), BudgetOf.null(work / "scratch", 7))
     assert Checkpoints(work / "scratch/ckpt").steps() == [5, 3]
     run(work, SETTINGS)
     assert hashes(work / "out") == undisturbed[1]
@@ -293,6 +322,21 @@ def test_a_spike_stops_and_ordinary_noise_does_not(tmp_path):
     refuse_spike(log(9.0, history=31), CONFIG, Checkpoints(tmp_path))
     with pytest.raises(WorkError, match="no checkpoint was saved"):
         refuse_spike(log(3.1), CONFIG, Checkpoints(tmp_path))
+    refuse_spike(log(3.1), replace(CONFIG, spike=None), Checkpoints(tmp_path))
+
+
+def test_room_is_asked_for_what_will_lie_there_at_once(work, monkeypatch):
+    run(work, SETTINGS)
+    optimizer = SimpleNamespace(saved_bytes=lambda: 100)
+    checkpoints = Checkpoints(work / "scratch/ckpt")
+    assert len(checkpoints.steps()) == 2
+    usage = shutil.disk_usage(work)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=150))
+    require_space(optimizer, checkpoints, to_come=5)
+    shutil.rmtree(checkpoints.directory)
+    require_space(optimizer, checkpoints, to_come=1)
+    with pytest.raises(InputError, match="room for 2 more"):
+        require_space(optimizer, checkpoints, to_come=2)
 
 
 def test_each_iteration_starts_its_own_warm_up_and_moments(work):

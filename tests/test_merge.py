@@ -55,6 +55,13 @@ def test_mean_by_hand(tmp_path):
     assert mean_tensor(entries, [0.5, 0.25, 0.25]).tolist() == [2.75, -2.75]
 
 
+def test_eight_bits_are_not_averaged(tmp_path):
+    save_file({"w": torch.ones(2, dtype=torch.float8_e4m3fn)}, tmp_path / "8.safetensors")
+    entry = TensorEntry("w", tmp_path / "8.safetensors", "F8_E4M3", (2,))
+    with pytest.raises(InputError, match=r"8\.safetensors: tensor 'w' has eight bits"):
+        mean_tensor([entry, entry], [0.5, 0.5])
+
+
 def test_merging_a_model_with_itself_gives_its_own_bytes(tmp_path):
     a = write_model(tmp_path / "a", dtype=torch.bfloat16)
     out = merge(tmp_path, a, a)

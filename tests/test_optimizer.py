@@ -64,6 +64,17 @@ def test_in_float32_it_is_pytorchs_adamw():
         torch.testing.assert_close(mine, other, rtol=2e-6, atol=2e-7)
 
 
+def test_what_is_taken_back_lies_where_the_weights_lie():
+    """Checkpoints are read to the CPU, and pytorch's fused AdamW doesn't move its state."""
+    net = model(torch.float32)
+    optimizer = MasterAdamW(net, BETAS, 0.1)
+    run(optimizer, net, 0, 1)
+    elsewhere = MasterAdamW(model().to("meta"), BETAS, 0.1)
+    elsewhere.load(optimizer.weights(), optimizer.moments())
+    assert {value.device.type for value in elsewhere.moments().values()} == {"meta"}
+    assert elsewhere.moments().keys() == optimizer.moments().keys()
+
+
 def test_a_split_master_is_the_float32_master_bit_for_bit():
     halves, whole = model(), model().float()
     split, exact = fused(halves, master="split"), fused(whole)

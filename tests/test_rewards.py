@@ -28,6 +28,11 @@ def test_rewards_by_hand(kind, group, expected):
     assert REWARDS[kind](group, 400, 0.5) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("kind", REWARDS)
+def test_a_group_of_which_no_chain_counts_has_no_reward(kind):
+    assert REWARDS[kind]([], 400, 0.5) == []
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.5, 0.99])
 def test_any_correct_chain_is_worth_more_than_any_wrong_one(weight):
     rewards = shorter([Outcome(True, 1), Outcome(True, 400), Outcome(False, 1)], 400, weight)

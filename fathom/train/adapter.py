@@ -26,14 +26,18 @@ def load_adapted(
 ) -> PreTrainedModel:
     """The base with fresh adapters, of which only these are trained, in float32.
 
-    Raises InputError when peft (or bitsandbytes, for quantized weights) is not installed, and when the model has
-    none of the target modules.
+    Raises InputError when peft (or bitsandbytes, for quantized weights) is not installed, when the model has
+    none of the target modules, and for targets outside its layers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise InputError("adapter: peft is not installed (pip install 'fathom[gpu]')") from None
     model = load_model(base, device, dtype, quantization=_quantization(dtype) if config.quantize else None)
+    outside = {model.get_input_embeddings(): "embedding", model.get_output_embeddings(): "head"}
+    for name, module in model.named_modules():
+        if module in outside and f".{name}".endswith(tuple(f".{target}" for target in config.targets)):
+            raise InputError(f"adapter.targets: {name} is the {outside[module]}; adapters train layers only")
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     torch.manual_seed(seed)

@@ -20,10 +20,9 @@ class Ahead:
         self._pending = self._thread.submit(work)
 
     def wait(self) -> None:
-        """Until nothing is under way. Raises what the work raised, once."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        """Until nothing is under way. Raises what the work raised, every time: what it was to make will be missing."""
+        if self._pending is not None:
+            self._pending.result()
 
     def close(self) -> None:
         """Wait for the thread, whatever came of its work."""

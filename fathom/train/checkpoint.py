@@ -46,7 +46,7 @@ class Checkpoints:
         return self.seal(step)
 
     def begin(self, step: int) -> Path:
-        """An empty directory to fill; what an earlier attempt at this step left goes."""
+        """An empty directory to fill; what lies at this step goes."""
         temporary = self._temporary(step)
         with disk_errors(temporary):
             for leftover in (temporary, self._path(step)):
@@ -76,6 +76,11 @@ class Checkpoints:
         for other in set(self.steps()) - set(kept):
             shutil.rmtree(self._path(other))
         return final
+
+    def drop_unfinished(self) -> None:
+        """Remove what was begun and never sealed. For a run's start: nothing is being written."""
+        for left in self.directory.glob("step-*.tmp"):
+            shutil.rmtree(left)
 
     def newest(self) -> Path | None:
         """The newest checkpoint that verifies, or None when there never was one.

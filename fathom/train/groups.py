@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from fathom.chunks import draw
-from fathom.engines import Engine
+from fathom.engines import Engine, Request
 from fathom.engines.text import ModelText
 from fathom.errors import WorkError
 from fathom.ledger import Meter
@@ -84,14 +84,14 @@ class Drawing:
     def collect(self, number: int, place: int) -> Collected:
         """Groups of batch `number`, drawn in rounds: whole ones, until enough have signal or the refills are used up."""
         groups: list[Group] = []
-        missing = self.config.groups
-        for round_ in range(1 + self.config.refills):
+        missing, rounds, left = self.config.groups, 0, 1 + self.config.refills
+        while missing and left:
             asked = self.next_problems(place, missing)
+            left -= len(asked) == missing  # a round that an epoch's end cuts short goes on in the next epoch
             place += len(asked)
-            groups += self._groups(asked, number, round_)
+            groups += self._groups(asked, number, rounds)
+            rounds += 1
             missing = self.config.groups - sum(has_signal(group.rewards) for group in groups)
-            if not missing:
-                break
         self.require_signal(number, self.config.groups - missing, len(groups))
         return Collected(groups, place)
 
@@ -154,6 +154,15 @@ class Drawing:
     def sampling(self, purpose: str, max_tokens: int | None = None) -> Sampling:
         seed = int(draw(self.meter.seed, purpose) * 2**31)
         return Sampling(temperature=1.0, top_p=1.0, max_tokens=max_tokens or self.config.max_tokens, seed=seed)
+
+    def prompts(self, positions: int | None) -> list[list[int]]:
+        """What the engine generates from, for every problem. Raises InputError where one exceeds `positions` with its completion."""
+        config = self.config
+        asked = [
+            Request(problem.id, ask(problem, config.prompt, config.system))
+            for problem in (*self.problems, *self.held_out)
+        ]
+        return self.engine.text.prompts(asked, config.max_tokens, positions)
 
     def prompt(self, problem: Problem) -> list[int]:
         """The tokens that the engine generates from."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from fathom import graders
 from fathom.chunks import digest, write_rows
+from fathom.config import key_values
 from fathom.engines import open_engine
 from fathom.errors import InputError, WorkError
 from fathom.ledger import Meter
@@ -44,7 +45,7 @@ from fathom.train.stage import loop_config
 from fathom.train.trunk import FusedStep
 from fathom.train.watch import Watch, open_tracker, shape_of
 from fathom.train.watchdogs import Facts, alarm
-from fathom.weights import tensor_entries
+from fathom.weights import positions, tensor_entries
 
 PROBE_PROBLEMS, PROBE_TOKENS = 4, 32
 """Chains, and their longest, on which engine and trainer are compared before a batch is drawn ahead."""
@@ -257,7 +258,7 @@ def run_grpo(
         drawing = Drawing(config, problems, held_out, engine, grade, meter, split)
         method = open_method(base, drawing, world.device)
         identity = {
-            "config": config.model_dump(exclude={"pack_tokens", "chunk", "checkpoint_every", "tracking", "step"}),
+            "config": key_values(config, str),
             "seed": meter.seed,
             "data": digest(*map(to_json, problems), *map(to_json, held_out)),
             "model": [[e.name, e.dtype, list(e.shape)] for e in entries.values()],
@@ -270,7 +271,9 @@ def run_grpo(
             trained = train(
                 method.model,
                 method,
-                loop_config(config, meter.seed),
+                replace(
+                    loop_config(config, meter.seed), spike=None
+                ),  # the loss centres on 0; the watchdogs look after it
                 checkpoints,
                 meter,
                 identity,
@@ -286,14 +289,17 @@ def run_grpo(
 
 
 def open_method(base: Path, drawing: Drawing, device: torch.device) -> Grpo:
-    """The method with its policy on the device, and the fused step where that runs it."""
+    """The method with its policy on the device, and the fused step where that runs it.
+
+    Raises InputError for a prompt that exceeds the model's positions together with a completion.
+    """
     config = drawing.config
     compute = getattr(torch, config.precision)
     beside = torch.cuda.memory_allocated() if device.type == "cuda" else 0  # an engine's of this process
     model = load_model(base, device, compute)
     method = Grpo(config, drawing, model, shard(model, World(device=device), compute))
-    prompt = max(len(drawing.prompt(problem)) for problem in (*drawing.problems, *drawing.held_out))
-    work = replace(method.work(prompt + config.max_tokens), beside=beside)
+    longest = max(map(len, drawing.prompts(positions(base)))) + config.max_tokens
+    work = replace(method.work(longest), beside=beside)
     method.forward = open_step(model, config, work, compute) or method.forward
     return method
 

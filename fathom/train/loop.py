@@ -97,7 +97,8 @@ class LoopConfig:
 
     warmup: fraction of a cycle. clip: largest gradient norm, None for no clipping. weight_decay:
     on matrices, not on norms and biases. optimizer: how its state is stored. spike: stop when the
-    loss exceeds this many times the median of the last 32, plus one nat. checkpoint_every: steps.
+    loss exceeds this many times the median of the last 32, plus one nat; None for a loss that is no likelihood.
+    checkpoint_every: steps.
     """
 
     learning_rate: float
@@ -107,7 +108,7 @@ class LoopConfig:
     clip: float | None = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    spike: float = 4.0
+    spike: float | None = 4.0
     checkpoint_every: int = 100
     seed: int = 0
 
@@ -156,19 +157,19 @@ def train(
     forward = forward or shard(model, world, model.dtype)
     optimizer = open_optimizer(model, config.optimizer, config.betas, config.weight_decay, config.seed)
     log = resume(optimizer, checkpoints, identity, world)
-    require_space(optimizer, checkpoints)
+    require_space(optimizer, checkpoints, math.ceil((method.steps - len(log)) / config.checkpoint_every))
     saver = Saver(optimizer, checkpoints, meter, identity, log, world)
     watch = watch or Watch(None, meter)
     with stop_requests() as stopping:
         for index in range(len(log), method.steps):
             try:
                 world.told_by_first(meter.check)
+                torch.manual_seed(config.seed * 1_000_003 + index)
+                step = method.step(index, world.places)
             except BudgetStop:
                 _save(saver, method)
                 saver.finish()
                 raise
-            torch.manual_seed(config.seed * 1_000_003 + index)
-            step = method.step(index, world.places)
             log.append(optimizer_step(forward, method, step, optimizer, config, index, world))
             refuse_spike(log, config, checkpoints)
             lengths = [length for pack in step.packs for length in pack.lengths]
@@ -258,7 +259,8 @@ def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpo
     """Raise WorkError when the newest loss or gradient is not finite, or the loss jumped."""
     row = log[-1]
     recent = [earlier["loss"] for earlier in log[-SPIKE_WINDOW - 1 : -1]]
-    limit = config.spike * statistics.median(recent) + 1.0 if len(recent) == SPIKE_WINDOW else math.inf
+    told = config.spike is not None and len(recent) == SPIKE_WINDOW
+    limit = config.spike * statistics.median(recent) + 1.0 if told else math.inf
     if math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"]) and row["loss"] <= limit:
         return
     saved = checkpoints.steps()

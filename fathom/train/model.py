@@ -44,6 +44,8 @@ def load_model(
     model = load_causal_model(model_dir, NAME, dtype, quantized)
     if changed := changed_logits(model.config):
         raise InputError(f"{model_dir}: training has plain logits only, not {', '.join(changed)}")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise InputError(f"{model_dir}: training has plain logits only, not a head with a bias")
     return (model if quantization else model.to(device)).train()
 
 

@@ -109,7 +109,7 @@ class MasterAdamW:
             master.copy_(weights[name])
             self._parameters[name].copy_(master)
             if name in remembered:
-                self._adamw.state[master] = remembered[name]
+                self._adamw.state[master] = {key: value.to(master.device) for key, value in remembered[name].items()}
 
 
 class FusedAdamW:

@@ -67,7 +67,7 @@ def pass_rate(group: Sequence[Outcome], budget: int, weight: float) -> list[floa
     The adaptive length penalty of "Just Enough Thinking" (arXiv 2506.05256), with the length as a share
     of the budget; a pass rate of 0 counts as one correct chain.
     """
-    rate = max(sum(chain.correct for chain in group), 1) / len(group)
+    rate = max(sum(chain.correct for chain in group), 1) / max(len(group), 1)
     return [chain.correct - weight * rate * min(1.0, chain.tokens / budget) for chain in group]
 
 

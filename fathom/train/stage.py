@@ -19,6 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fathom.chunks import write_rows
+from fathom.config import key_values
 from fathom.errors import InputError
 from fathom.ledger import Meter
 from fathom.records import Example, Pair, read_jsonl
@@ -71,7 +72,7 @@ def train_stage(
     """
     context = config.context if isinstance(config, SftConfig) else 1
     identity = {
-        "config": config.model_dump(exclude={"step", "context", "pack_tokens", "checkpoint_every", "tracking"}),
+        "config": key_values(config, str),
         "seed": meter.seed,
         "data": rows_hash(data.rows),
         "model": [[e.name, e.dtype, list(e.shape)] for e in tensor_entries(base).values()],

@@ -49,6 +49,8 @@ class Saver:
     ):
         self._optimizer, self._checkpoints, self._meter = optimizer, checkpoints, meter
         self._identity, self._log, self._world = dict(identity), log, world
+        self._saved = len(log) or None
+        """The step of the newest checkpoint that was read or written."""
         self._pending: tuple[int, Future] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
@@ -56,10 +58,11 @@ class Saver:
         """Checkpoint the present state, unless that was done already. With several processes it may go on after this."""
         step = len(self._log)
         self.finish()
-        if self._world.told_by_first(lambda: step in self._checkpoints.steps()):
+        if step == self._saved:
             return
         if self._world.size == 1:
             self._checkpoints.save(step, self._write)
+            self._saved = step
             self._meter.saved()
             return
         directory = self._world.told_by_first(lambda: self._checkpoints.begin(step))
@@ -85,6 +88,7 @@ class Saver:
         written.result()
         self._world.barrier()
         self._world.told_by_first(lambda: self._checkpoints.seal(step))
+        self._saved = step
         self._meter.saved()
 
     def _write(self, directory: Path) -> None:
@@ -101,7 +105,11 @@ class Saver:
 def resume(
     optimizer: Optimizer, checkpoints: Checkpoints, identity: Mapping[str, Any], world: World
 ) -> list[dict[str, Any]]:
-    """Load the newest checkpoint that verifies; return its log ([] when there never was one)."""
+    """Load the newest checkpoint that verifies; return its log ([] when there never was one).
+
+    What a killed run had begun to write goes. Raises as `Checkpoints.newest`, and InputError for another run's checkpoint.
+    """
+    world.told_by_first(checkpoints.drop_unfinished)
     found = world.told_by_first(checkpoints.newest)
     if found is None:
         return []
@@ -141,10 +149,16 @@ def _like(master: torch.Tensor, size: torch.Size, dtype: torch.dtype) -> torch.T
     return torch.empty(size, dtype=dtype, device=device)
 
 
-def require_space(optimizer: Optimizer, checkpoints: Checkpoints) -> None:
-    """Raise InputError when the disk can't hold two checkpoints (weights and moments each)."""
+def require_space(optimizer: Optimizer, checkpoints: Checkpoints, to_come: int) -> None:
+    """Raise InputError when the disk can't hold the checkpoints (weights and moments each) that will lie there at once.
+
+    to_come: how many the run will still write. One is written before the oldest of those that are kept goes.
+    """
     checkpoints.directory.mkdir(parents=True, exist_ok=True)
-    need = 2 * optimizer.saved_bytes()
+    more = min(to_come, max(1, checkpoints.keep + 1 - len(checkpoints.steps())))
+    need = more * optimizer.saved_bytes()
     free = shutil.disk_usage(checkpoints.directory).free
     if free < need:
-        raise InputError(f"{checkpoints.directory}: two checkpoints need {need:,} bytes and {free:,} are free")
+        raise InputError(
+            f"{checkpoints.directory}: room for {more} more checkpoints is needed, {need:,} bytes, and {free:,} are free"
+        )
