@@ -227,7 +227,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is dict or hint is dict:
         if not isinstance(value, dict):
             raise InputError(f"{where}: expected an object, got {type(value).__name__}")
-        _check_text(value, where)
+        check_text(value, where)
         return value
     if hint is Any:
         return value
@@ -235,7 +235,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _finite(value, where)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{where}: expected {hint.__name__}, got {type(value).__name__}")
-    _check_text(value, where)
+    check_text(value, where)
     return value
 
 
@@ -250,15 +250,15 @@ def _finite(value: int | float, where: str) -> float:
     return number
 
 
-def _check_text(value: Any, where: str) -> None:
+def check_text(value: Any, where: str) -> None:
     """Raises InputError for half of a surrogate pair, which JSON can write and UTF-8 can't."""
     if isinstance(value, dict):
         for key, item in value.items():
-            _check_text(key, where)
-            _check_text(item, f"{where}.{key}")
+            check_text(key, where)
+            check_text(item, f"{where}.{key}")
     elif isinstance(value, list):
         for item in value:
-            _check_text(item, where)
+            check_text(item, where)
     elif isinstance(value, str) and not value.isascii():
         try:
             value.encode()

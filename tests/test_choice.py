@@ -52,6 +52,12 @@ def test_chosen_letter(text, letter):
     assert chosen(text, OPTIONS)[0] == letter
 
 
+@pytest.mark.parametrize("letter", ["\u212a", "\u0130", "\u0131"])
+def test_letters_of_other_alphabets_choose_nothing(letter):
+    assert chosen(f"The answer is ({letter})", OPTIONS)[0] is None
+    assert chosen(rf"\boxed{{{letter}}}")[0] is None
+
+
 def test_an_option_text_that_fits_two_options_chooses_none():
     assert chosen(r"\boxed{1/2}", ["0.5", r"\frac{1}{2}", "3"]) == (None, "several")
 

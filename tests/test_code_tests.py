@@ -66,6 +66,17 @@ def test_a_checker_loosens_only_what_it_names(checker, expected, got, right):
     assert (output_matches(expected, got, checker) is None) == right
 
 
+def test_only_a_list_of_one_may_be_a_wrapping():
+    read = read_tests({"fn_name": "f", "inputs": [[1], [2]], "outputs": [[5], [0, 1]]}, None, "t")
+    assert [test.accepted for test in read] == [([5], 5), ([0, 1],)]
+
+
+@pytest.mark.parametrize("any_of", ["42", 5, [], None])
+def test_accepted_answers_are_a_list(any_of):
+    with pytest.raises(InputError, match="any_of: expected a list of at least one answer"):
+        read_tests([{"kind": "stdin", "input": "", "any_of": any_of}], None, "t")
+
+
 @pytest.mark.parametrize(
     "expected, got, right",
     [

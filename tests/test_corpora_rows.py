@@ -165,6 +165,46 @@ def test_a_code_row_whose_tests_cannot_be_read(tmp_path, cases, reason):
     assert metrics["set_aside"] == {reason: 1}
 
 
+def test_options_by_letter_keep_their_letters(tmp_path):
+    rows = [
+        {"problem": f"q{i}", "answer": "A", "o": o}
+        for i, o in enumerate([{"B": "bee", "A": "ay"}, {"A": "a", "C": "c"}])
+    ]
+    source = {"name": "local", "path": write(tmp_path / "o.jsonl", rows), "kind": "choice", "columns": {"options": "o"}}
+    _, (problem,), _, removed = run(tmp_path, source)
+    assert problem.options == ["ay", "bee"]
+    assert [r["reason"] for r in removed] == ["options are not called A, B, C and so on"]
+
+
+def test_a_column_of_chains_that_no_row_has_is_refused(tmp_path):
+    rows = [
+        {"problem": "q", "answer": "1", "chain": "c", "usage": {"tokens": 7}},
+        {"problem": "r", "answer": "1", "chain": "c"},
+    ]
+    path = write(tmp_path / "c.jsonl", rows)
+    with pytest.raises(InputError, match=r"chains: no row has the column 'is_truncatd', 'usage\.tokns'"):
+        run(
+            tmp_path,
+            {
+                "name": "local",
+                "path": path,
+                "chains": {"text": "chain", "truncated": "is_truncatd", "tokens": "usage.tokns"},
+            },
+        )
+    _, _, chains, _ = run(
+        tmp_path, {"name": "local", "path": path, "chains": {"text": "chain", "tokens": "usage.tokens"}}
+    )
+    assert [chain.tokens for chain in chains] == [7, 0]
+
+
+def test_a_null_chain_counts(tmp_path):
+    problems = write(tmp_path / "p.jsonl", [{"id": "p1", "problem": "q", "answer": "2"}])
+    rows = [{"problem_id": "p1", "text": ["a", None, "b"]}, {"problem_id": "p1", "text": ["c"]}]
+    chains = {"path": write(tmp_path / "chains.jsonl", rows), "text": "text", "problem": "problem_id"}
+    _, _, found, _ = run(tmp_path, {"name": "local", "path": problems, "columns": {"id": "id"}, "chains": chains})
+    assert [(chain.index, chain.text) for chain in found] == [(0, "a"), (2, "b"), (3, "c")]
+
+
 def test_values_that_parquet_knows_and_json_does_not(tmp_path):
     rows = [{"problem": f"q{i}", "answer": "1", "at": at} for i, at in enumerate([None, datetime.datetime(2025, 1, 2)])]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")

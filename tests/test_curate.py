@@ -9,7 +9,7 @@ from curating import stage
 from fathom.bands import Count, count_solved
 from fathom.curate import text
 from fathom.curate.decontaminate import HeldOut, Rules, find_leaks
-from fathom.curate.dedup import find_repeats
+from fathom.curate.dedup import SMALL_BLOCK, find_repeats
 from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
 from fathom.curate.ops.select import SelectConfig, run_select
@@ -320,6 +320,22 @@ def test_nothing_left_is_one_line_with_the_funnel(tmp_path):
     with pytest.raises(InputError) as caught:
         run_select({"problems": tmp_path, "chains": tmp_path}, config, tmp_path, Meter.null(tmp_path))
     assert str(caught.value) == "select: no problem left: problems 2, solve rate >= 0.2 0, with a correct chain 0"
+
+
+def test_two_benchmarks_of_one_name(tmp_path):
+    write_jsonl(tmp_path / "problems.jsonl", problems(("a", "1")))
+    twice = [{"generated": {"count": 5}}, {"generated": {"count": 6, "split": "eval"}}]
+    config = DecontaminateConfig.model_validate({"problems": "p", "benchmarks": twice})
+    with pytest.raises(InputError, match="benchmark 'generated' occurs twice"):
+        run_decontaminate({"problems": tmp_path}, config, tmp_path, Meter.null(tmp_path))
+
+
+@pytest.mark.parametrize("similarity", [0.0, 0.5])
+def test_many_rows_without_numbers_or_gold_are_all_compared(similarity):
+    rng = random.Random(0)
+    words = [[rng.choice("abcdefgh") * rng.randint(1, 9) + rng.choice("xyz") for _ in range(30)] for _ in range(200)]
+    rows = problems(*((" ".join(text), None) for text in words), *((" ".join([*text, "once"]), None) for text in words))
+    assert len(find_repeats(rows, {}, similarity)) == 200 > SMALL_BLOCK
 
 
 def test_rules_for_an_unknown_benchmark(tmp_path):

@@ -1,6 +1,7 @@
 """The ladder on tables of (gold, answer, is it the same?), a row for each form that answers take."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,30 @@ def test_an_empty_or_broken_answer_is_wrong(answer):
 )
 def test_an_answer_that_hedges_is_wrong(gold, answer):
     assert decide(gold, answer).correct is False
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "A" * 600,
+        "*".join("2" * 600),
+        "1" + "!" * 600,
+        "1" + " " * 5000 + "x",
+        "5" + "~" * 3000 + " cm",
+        r"\sum_{i=1}^{1000}\sum_{j=1}^{1000}\sum_{k=1}^{1000} \frac{1}{ijk+1}",
+        "+".join([r"\sqrt[3]{8^{14999}}"] * 60),
+    ],
+    ids=lambda answer: answer[:12],
+)
+def test_what_a_chain_that_runs_wild_writes_is_wrong_at_once(answer):
+    started = time.monotonic()
+    assert decide("9", answer).correct is False
+    assert time.monotonic() - started < 20  # they took from 8 s to years, or ended the run
+
+
+@pytest.mark.parametrize(("gold", "answer"), [("100", r"\sum_{i=1}^{10}\sum_{j=1}^{10} 1"), ("8", r"\sqrt[3]{512}")])
+def test_sums_of_sums_and_roots_of_sensible_size_are_computed(gold, answer):
+    assert (decide(gold, answer).correct, decide(gold, answer).rung) == (True, "value")
 
 
 def test_the_rung_says_who_decided():

@@ -239,6 +239,11 @@ def test_livecodebench_pickles_can_build_nothing_but_text():
     assert livecodebench.tests(row, "row 1") == [{"kind": "stdin", "input": "1\n", "expected": "2\n"}]
     with pytest.raises(InputError, match="row 1: tests can't be read"):
         livecodebench.tests({**row, "private_test_cases": packed(print)}, "row 1")
+    for wrong in ("[{}]", "[7]", "7", None, packed([1])):
+        with pytest.raises(InputError, match="row 1: tests can't be read"):
+            livecodebench.tests({**row, "private_test_cases": wrong}, "row 1")
+    with pytest.raises(InputError, match="row 1: metadata"):
+        livecodebench.meta({"metadata": "[1]"}, "row 1")
 
 
 BENCH = Path(os.environ.get("FATHOM_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data")) / "bench"

@@ -162,6 +162,13 @@ def test_what_has_no_ground_truth(problem, told):
         ground_truth(problem)
 
 
+def test_the_truth_of_a_choice_is_its_letter():
+    options = ["10 cm", "12 cm", "14 cm"]
+    assert [ground_truth(Problem("x", "?", gold, "choice", options=options)) for gold in ("12 cm", "(b)")] == ["B", "B"]
+    with pytest.raises(NotExportable, match="no gold answer"):
+        ground_truth(Problem("x", "?", "9 cm", "choice", options=options))
+
+
 def test_called_functions_are_told_as_apps_tells_them():
     problem = Problem("x", "?", None, "code", tests=CALLED, meta={"fn_name": "f"})
     assert json.loads(ground_truth(problem)) == {"inputs": ['[3, 1]\n"a\\nb"'], "outputs": ["[1, 3]"], "fn_name": "f"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from pydantic import ValidationError
 
 from fathom.curate.ops.decontaminate import DecontaminateConfig, run_decontaminate
 from fathom.curate.ops.dedup import DedupConfig, run_dedup
@@ -17,6 +18,7 @@ from fathom.records import Problem, read_jsonl, write_jsonl
 from fathom.sources.chains import CAREFUL, CARELESS, STYLES, Writer
 from fathom.sources.families import FAMILIES, question
 from fathom.sources.generated import GeneratedConfig, GeneratedCorpus, generate, held_out, identity, write_chain
+from fathom.sources.programs import ProgramsConfig
 
 EVAL = GeneratedCorpus(split="eval", count=200)
 
@@ -133,6 +135,8 @@ def test_planted_duplicates_and_leaks_are_removed_and_nearly_nothing_else(tmp_pa
     [
         ({"families": ["sudoku"]}, "unknown family 'sudoku'"),
         ({"levels": [0, 4]}, "levels [0, 4]"),
+        ({"leaks": 1, "leak_from": {"count": 5, "families": ["lineer"]}}, "unknown family 'lineer'"),
+        ({"leaks": 1, "leak_from": {"count": 5, "levels": [1, 20]}}, "levels [1, 20]"),
         ({"leaks": 3}, "leak_from"),
         ({"families": ["fractions"], "levels": [1, 1], "count": 5000}, "only"),
     ],
@@ -141,3 +145,15 @@ def test_impossible_corpora_are_refused_in_one_line(config, said):
     with pytest.raises(InputError) as error:
         generate(GeneratedConfig.model_validate({"count": 10, **config}))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"families": []}, {"duplicates": -1}, {"chains": -2}, {"leaks": -1}],
+    ids=lambda config: next(iter(config)),
+)
+def test_counts_below_nothing_and_empty_choices_are_no_configuration(config):
+    for kind in (GeneratedConfig, ProgramsConfig):
+        if next(iter(config)) in kind.model_fields:
+            with pytest.raises(ValidationError):
+                kind.model_validate({"count": 10, **config})

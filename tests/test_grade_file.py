@@ -111,6 +111,8 @@ def test_a_compressed_file_and_no_output(tmp_path):
         (b'{"tests": "[{", "prediction": "5"}', "tests: not JSON"),
         (b'{"tests": 7, "prediction": "5"}', "tests: expected tests, got int"),
         (b'{"tests": [7], "prediction": "5"}', "tests"),
+        (b'{"gold": "5", "prediction": "5 \\ud83d"}', "half of a surrogate pair"),
+        (b'{"gold": "5", "text": "5", "meta": 7}', "meta: expected an object, got int"),
     ],
 )
 def test_a_bad_row_is_one_line_that_names_it(tmp_path, line, message):
@@ -128,5 +130,7 @@ def test_missing_and_empty_files(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         grade_file(tmp_path / "absent.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
+    (tmp_path / "out.jsonl").write_text("earlier result")
     with pytest.raises(InputError, match="no rows"):
-        grade_file(tmp_path / "empty.jsonl")
+        grade_file(tmp_path / "empty.jsonl", tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == "earlier result"

@@ -163,7 +163,9 @@ def test_a_round_that_an_epochs_end_cuts_short_uses_no_refill(inputs, tmp_path):
 
 
 def test_a_prompt_without_room_for_its_completion_is_refused_before_the_first_batch(inputs, tmp_path):
-    with pytest.raises(InputError, match=r"'p\d+' has a prompt of .* max_tokens 4096 exceeds the model's 4096 positions"):
+    with pytest.raises(
+        InputError, match=r"'p\d+' has a prompt of .* max_tokens 4096 exceeds the model's 4096 positions"
+    ):
         open_method(inputs, tmp_path, max_tokens=4096)
 
 

@@ -137,11 +137,11 @@ def _groupings(sketches: Sketches, rows: np.ndarray, similarity: float) -> Itera
     block = sketches.block[rows]
     _, inverse, counts = np.unique(block, return_inverse=True, return_counts=True)
     size = counts[inverse]
-    small = (size <= SMALL_BLOCK) | (similarity == 0)
-    yield everyone[small], block[small]
-    if similarity == 0:
-        return
     known = sketches.gold[rows] != 0
+    small = (size <= SMALL_BLOCK) | ((similarity == 0) & known)  # at 0 equal numbers and gold are enough
+    yield everyone[small], block[small]
+    if similarity == 0 and small.all():
+        return
     numbers = sketches.numbers.sizes()[rows]
     some, few = everyone[known & (numbers > 0)], everyone[known & (numbers <= ADDED_NUMBERS)]
     for band in range(BANDS):

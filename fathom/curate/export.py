@@ -15,6 +15,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from fathom.graders.choice import gold_letter
 from fathom.graders.code import entry_point
 from fathom.graders.code_tests import Test, read_tests
 from fathom.prompts import Prompt
@@ -111,14 +112,15 @@ def trl_row(problem: Problem, prompt: Prompt | None, system: str | None) -> dict
 
 
 def ground_truth(problem: Problem) -> str:
-    """The gold answer; for code the tests as APPS and verl write them, `{"inputs", "outputs", "fn_name"}` in JSON.
+    """The gold answer, of a choice its letter; for code the tests as APPS and verl write them, `{"inputs", "outputs", "fn_name"}` in JSON.
 
     Raises NotExportable without a gold answer, and for tests that this form has no place for.
     """
     if problem.kind != "code":
-        if problem.gold is None:
+        gold = gold_letter(problem.gold, problem.options or []) if problem.kind == "choice" else problem.gold
+        if gold is None:
             raise NotExportable("no gold answer")
-        return problem.gold
+        return gold
     tests = read_tests(problem.tests or [], entry_point(problem), f"problem {problem.id}: tests")
     kinds = {test.kind for test in tests}
     if len(kinds) > 1 or "asserts" in kinds:

@@ -15,9 +15,11 @@ from fathom.graders import realsets, words
 from fathom.graders.lexer import Token, tokens
 from fathom.graders.normalize import MAX_ANSWER
 from fathom.graders.parser import parse_expression
-from fathom.graders.tree import Labelled, Node, NotMath, Num, Numeral, Op, Rel, Seq, Words
+from fathom.graders.tree import Labelled, Node, NotMath, Num, Numeral, Op, Rel, Seq, Words, depth
 
 MAX_ITEMS = 1_000
+MAX_LEVELS = 120
+"""Of a tree: `AAAA...` and `2*2*2*...` have one per factor, and comparing takes some frames for each."""
 
 _SEPARATORS = frozenset({",", ";"})
 _CONJUNCTIONS = frozenset({"and", "or"})
@@ -49,9 +51,10 @@ def read(text: str, thousands: bool = True) -> Node | None:
     if (match := _LETTER_NUMERAL.fullmatch(text)) and int(match["base"]) > 10:
         return Numeral(match["digits"].upper(), int(match["base"]))
     try:
-        return _answer(tokens(text, thousands))
+        tree = _answer(tokens(text, thousands))
     except (NotMath, RecursionError):
         return None
+    return tree if depth(tree) <= MAX_LEVELS else None
 
 
 def _answer(stream: list[Token]) -> Node:

@@ -38,7 +38,7 @@ _MORE = re.compile(r"[\s)}*$\\]*(?:,|and|or|/|&)\s*(?:option\s*)?" + _LETTER + r
 def grade_choice(problem: Problem, text: str, truncated: bool = False) -> Verdict:
     """Judge one completion of a multiple-choice problem (gold: a letter or an option's text)."""
     options = problem.options or []
-    gold = _gold_letter(problem.gold, options)
+    gold = gold_letter(problem.gold, options)
     if gold is None:
         return Verdict(None, None, GRADER, "gold", "the gold is neither a letter nor one of the options")
     if truncated:
@@ -94,7 +94,7 @@ def _read(match: re.Match[str] | None, text: str, count: int) -> str | None:
     if match is None:
         return None
     letter = (match["wrapped"] or match["plain"]).upper()
-    return letter if LETTERS.index(letter) < count else None
+    return letter if letter in LETTERS[:count] else None
 
 
 def _another(text: str, match: re.Match[str], letter: str) -> bool:
@@ -107,7 +107,8 @@ def _by_text(answer: str, options: Sequence[str]) -> tuple[str | None, str]:
     return (LETTERS[same[0]], "option text") if len(same) == 1 else (None, "several" if same else "extract")
 
 
-def _gold_letter(gold: str | None, options: Sequence[str]) -> str | None:
+def gold_letter(gold: str | None, options: Sequence[str]) -> str | None:
+    """The letter of a gold that is one, or an option's text; None where it is neither."""
     if gold is None:
         return None
     match = re.fullmatch(r"\s*\(?([A-Za-z])\)?\.?\s*", gold)

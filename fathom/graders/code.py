@@ -154,11 +154,9 @@ def entry_point(problem: Problem) -> str | None:
     for key in ("fn_name", "entry_point", "func_name"):
         if isinstance(problem.meta.get(key), str):
             return problem.meta[key]
-    for text in (problem.meta.get("starter_code"), problem.question):
-        match = _METHOD.search(text or "")
-        if match:
-            return match[1]
-    match = _FUNCTION.search(problem.meta.get("starter_code") or "")
+    starter = problem.meta.get("starter_code")
+    starter = starter if isinstance(starter, str) else ""
+    match = _METHOD.search(starter) or _METHOD.search(problem.question) or _FUNCTION.search(starter)
     return match[1] if match else None
 
 

@@ -113,7 +113,10 @@ def _read_row(row: Any, entry: str | None, where: str) -> list[Test]:
         raise InputError(f"{where}: kind: expected stdin, functional or asserts, got {kind!r}")
     if "any_of" not in row and "expected" not in row:
         raise InputError(f"{where}: a {kind} test needs the key 'expected' or 'any_of'")
-    accepted = tuple(row["any_of"]) if "any_of" in row else (row["expected"],)
+    accepted = row["any_of"] if "any_of" in row else [row["expected"]]
+    if not (isinstance(accepted, list) and accepted):
+        raise InputError(f"{where}: any_of: expected a list of at least one answer, got {accepted!r}")
+    accepted = tuple(accepted)
     checker = row.get("checker", "lines")
     if checker not in CHECKERS and not (isinstance(checker, dict) and checker.keys() == {"code"}):
         raise InputError(f"{where}: checker: expected one of {', '.join(CHECKERS)} or {{'code': ...}}, got {checker!r}")
@@ -136,7 +139,7 @@ def _read_apps(row: dict[str, Any], entry: str | None, where: str) -> list[Test]
         return [Test("stdin", input=_joined(i), accepted=(_joined(o),)) for i, o in zip(inputs, outputs, strict=True)]
     tests = []
     for given, wanted in zip(inputs, outputs, strict=True):
-        unwrapped = (wanted[0],) if isinstance(wanted, list) and wanted else ()
+        unwrapped = tuple(wanted) if isinstance(wanted, list) and len(wanted) == 1 else ()
         args = tuple(given) if isinstance(given, list) else (given,)
         tests.append(Test("functional", args=args, accepted=(wanted, *unwrapped), entry=name))
     return tests

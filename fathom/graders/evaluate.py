@@ -21,7 +21,9 @@ from fathom.graders.tree import CONSTANTS, Node, NotMath, Num, Op, Sym, contains
 MAX_BITS = 60_000
 """Largest integer that is computed exactly."""
 MAX_TERMS = 2_000
-"""Longest sum or product that is written out."""
+"""Longest sum or product that is written out, times those that it stands in."""
+_TERMS = "terms of the sums around"
+"""Stands among the symbols' values, and is no symbol's name."""
 DIGITS, CONFIRMING_DIGITS = 50, 120
 POINTS, INTEGER_POINTS = 3, 14
 
@@ -94,14 +96,12 @@ def _root(value: Fraction, index: Fraction) -> Fraction:
 
 
 def _integer_root(value: int, n: int) -> int:
-    if n == 2:
+    if n == 2 or value < 2:
         root = math.isqrt(value)
-    else:
-        low, high = 0, 1 << (value.bit_length() // n + 1)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if middle**n <= value else (low, middle - 1)
-        root = low
+    else:  # Newton's steps from above, which double the right digits
+        root = 1 << (value.bit_length() // n + 1)
+        while (better := ((n - 1) * root + value // root ** (n - 1)) // n) < root:
+            root = better
     if root**n != value:
         raise Inexact
     return root
@@ -306,7 +306,9 @@ def _series(node: Op, values: dict[str, Fraction], mp: Any) -> Any:
     start, stop = (_numeric(limit, values, mp) for limit in (low, high))
     if not (mp.isint(start) and mp.isint(stop)):
         raise NotMath("a sum between limits that are not whole")
-    if stop - start >= MAX_TERMS:
+    around = values.get(_TERMS, Fraction(1)) * max(1, int(stop) - int(start) + 1)
+    if around > MAX_TERMS:
         raise TooBig
-    terms = (_numeric(body, {**values, index.name: Fraction(k)}, mp) for k in range(int(start), int(stop) + 1))
+    inside = {**values, _TERMS: around}
+    terms = (_numeric(body, {**inside, index.name: Fraction(k)}, mp) for k in range(int(start), int(stop) + 1))
     return mp.fsum(terms) if node.name == "sum" else mp.fprod(terms)

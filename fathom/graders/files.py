@@ -24,7 +24,7 @@ from typing import Any
 
 from fathom.errors import InputError
 from fathom.graders import final_answer, grade
-from fathom.records import Problem, Verdict, from_dict, json_lines
+from fathom.records import Problem, Verdict, check_text, from_dict, json_lines
 from fathom.store import disk_errors
 
 _PROBLEM_KEYS = frozenset(f.name for f in fields(Problem))
@@ -54,13 +54,13 @@ def grade_file(path: Path | str, out: Path | str | None = None) -> dict[str, Any
                     counts[{True: "correct", False: "wrong", None: "ungradable"}[verdict.correct]] += 1
                     rungs[verdict.rung] += 1
                 stream.write(json.dumps({**row, **_columns(verdicts, several)}, ensure_ascii=False) + "\n")
+        if not counts["rows"]:
+            raise InputError(f"{path}: no rows")
         if out is not None:
             os.replace(temporary, out)
     finally:
         if out is not None:
             temporary.unlink(missing_ok=True)
-    if not counts["rows"]:
-        raise InputError(f"{path}: no rows")
     gradable = counts["correct"] + counts["wrong"]
     totals = {key: counts[key] for key in ("rows", "predictions", "correct", "wrong", "ungradable")}
     return {
@@ -87,6 +87,7 @@ def _grade_row(row: Any, where: str) -> tuple[list[Verdict], bool]:
     """(verdicts, whether the row holds a list of predictions)."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected an object, got {type(row).__name__}")
+    check_text(row, where)
     problem, predictions = _read_row(row, where)
     several = isinstance(predictions, list)
     texts = predictions if several else [predictions]
@@ -98,7 +99,10 @@ def _read_row(row: dict[str, Any], where: str) -> tuple[Problem, Any]:
         return read_problem(row, row.get("gold"), where), row["prediction"]
     if "text" in row and ("gold" in row or "tests" in row):
         given = {key: value for key, value in row.items() if key in _PROBLEM_KEYS}
-        meta = {**_function_names(row), **given.get("meta", {})}
+        stated = given.get("meta") or {}
+        if not isinstance(stated, dict):
+            raise InputError(f"{where}: meta: expected an object, got {type(stated).__name__}")
+        meta = {**_function_names(row), **stated}
         values = {"question": "", "id": where, **given, "tests": _tests(row, where), "meta": meta}
         return from_dict(Problem, values, where), row["text"]
     if "resps" in row and "target" in row:  # lm-eval --log_samples: a list of responses per request

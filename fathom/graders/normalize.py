@@ -112,6 +112,7 @@ def _dress(text: str) -> str:
     text = _UPRIGHT.sub(r"\\text", text)
     text = _FONT.sub(" ", text)
     text = _ZERO_WIDTH.sub(" ", text)
+    text = re.sub(r"\s{2,}", " ", text)  # the patterns that follow try every way to share a run of spaces
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times ", text)
     text = _BOX.sub("", text)
     text = _BASE_SUFFIX.sub(r"_{\1}", text)

@@ -90,6 +90,31 @@ class NotMath(Exception):
     """The text is not an expression that the parser knows."""
 
 
+def depth(node: Node) -> int:
+    """Levels of the tree; without recursion, so for any."""
+    level, levels = [node], 0
+    while level:
+        levels += 1
+        level = [child for parent in level for child in _children(parent)]
+    return levels
+
+
+def _children(node: Node) -> tuple[Node, ...]:
+    match node:
+        case Op():
+            return node.args
+        case Seq():
+            return node.items
+        case Rel():
+            return node.sides
+        case Labelled():
+            return (node.value,)
+        case Matrix():
+            return tuple(entry for row in node.rows for entry in row)
+        case _:
+            return ()
+
+
 def symbols(node: Node) -> frozenset[str]:
     """Names of the free symbols of an expression (constants pi, e, i and infinity are not symbols)."""
     if isinstance(node, Sym):

@@ -158,7 +158,7 @@ def _problems(name: str, entry: Entry, rows: Iterable[Row], seed: int) -> Iterat
             problem = to_problem(_prepared(row, entry, columns, seed, where), spec, name, number)
         except Unusable as fault:
             raise InputError(f"{where}: {fault}") from None
-        yield replace(problem, meta=_meta(row, entry, seed))
+        yield replace(problem, meta=_meta(row, entry, seed, where))
 
 
 def _columns(entry: Entry, row: dict[str, Any]) -> Columns:
@@ -189,14 +189,17 @@ def _prepared(row: dict[str, Any], entry: Entry, columns: Columns, seed: int, wh
     if entry.answer_after and isinstance(gold, str):
         gold = gold.rsplit(entry.answer_after, 1)[-1]
     if entry.kind == "choice" and "options" not in row and all(key in row for key in entry.wrong_options):
-        options = shuffled([gold, *(row[key] for key in entry.wrong_options)], str(row.get(columns.id)), seed)
+        given = [gold, *(row[key] for key in entry.wrong_options)]
+        if not all(isinstance(option, str) for option in given):
+            raise InputError(f"{where}: options: expected texts, got {given!r}")
+        options = shuffled(given, str(row.get(columns.id)), seed)
         return {**row, "options": options, columns.gold: chr(ord("A") + options.index(gold.strip()))}
     return {**row, columns.gold: gold} if columns.gold in row else row
 
 
-def _meta(row: dict[str, Any], entry: Entry, seed: int) -> dict[str, Any]:
+def _meta(row: dict[str, Any], entry: Entry, seed: int, where: str) -> dict[str, Any]:
     if entry.kind == "code":
-        return livecodebench.meta(row)
+        return livecodebench.meta(row, where)
     return {"shuffle_seed": seed} if entry.kind == "choice" and "options" not in row else {}
 
 

@@ -62,7 +62,7 @@ def _stdin(given: Any, wanted: Any) -> dict[str, Any]:
 def _functional(given: Any, wanted: Any) -> dict[str, Any]:
     """Outputs may or may not be wrapped in a list of one: both forms are right."""
     args = given if isinstance(given, list) else [given]
-    if isinstance(wanted, list) and wanted:
+    if isinstance(wanted, list) and len(wanted) == 1:
         return {"kind": "functional", "args": args, "any_of": [wanted, wanted[0]]}
     return {"kind": "functional", "args": args, "expected": wanted}
 

@@ -42,7 +42,7 @@ class GeneratedCorpus(StageConfig):
     split: str = "train"
     count: int = Field(gt=0)
     seed: int = 0
-    families: list[str] = sorted(FAMILIES)
+    families: list[str] = Field(sorted(FAMILIES), min_length=1)
     levels: tuple[int, int] = (1, 10)
 
 
@@ -53,9 +53,9 @@ class GeneratedConfig(GeneratedCorpus):
     other words. leaks: rows copied from `leak_from`, half of them in other words.
     """
 
-    chains: int = 0
-    duplicates: int = 0
-    leaks: int = 0
+    chains: int = Field(0, ge=0)
+    duplicates: int = Field(0, ge=0)
+    leaks: int = Field(0, ge=0)
     leak_from: GeneratedCorpus | None = None
 
 
@@ -91,12 +91,13 @@ def _rows(config: GeneratedConfig, seed: int) -> list[Problem]:
 
 
 def _check(config: GeneratedConfig) -> None:
-    for name in config.families:
-        if name not in FAMILIES:
-            raise InputError(f"generated: unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}")
-    low, high = config.levels
-    if not 1 <= low <= high <= 10:
-        raise InputError(f"generated: levels {[low, high]} must be two numbers from 1 to 10, the lower first")
+    for corpus in filter(None, (config, config.leak_from)):
+        for name in corpus.families:
+            if name not in FAMILIES:
+                raise InputError(f"generated: unknown family {name!r}; known: {', '.join(sorted(FAMILIES))}")
+        low, high = corpus.levels
+        if not 1 <= low <= high <= 10:
+            raise InputError(f"generated: levels {[low, high]} must be two numbers from 1 to 10, the lower first")
     if config.leaks and config.leak_from is None:
         raise InputError("generated: leaks needs leak_from, the corpus that leaks")
 

@@ -29,13 +29,13 @@ def tests(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
     """
     if isinstance(row.get("tests"), list):
         return row["tests"]
+    if missing := {"public_test_cases", "private_test_cases"} - row.keys():
+        raise InputError(f"{where}: has neither a list 'tests' nor {', '.join(map(repr, sorted(missing)))}")
     try:
         cases = json.loads(row["public_test_cases"]) + _hidden(row["private_test_cases"])
-    except KeyError as error:
-        raise InputError(f"{where}: has neither 'tests' nor {error}") from None
-    except (ValueError, zlib.error, pickle.UnpicklingError) as error:
-        raise InputError(f"{where}: tests can't be read ({error})") from None
-    return [_case(case) for case in cases]
+        return [_case(case) for case in cases]
+    except (KeyError, TypeError, AttributeError, ValueError, EOFError, zlib.error, pickle.UnpicklingError) as error:
+        raise InputError(f"{where}: tests can't be read ({type(error).__name__}: {error})") from None
 
 
 def _hidden(packed: str) -> list[dict[str, Any]]:
@@ -51,10 +51,18 @@ def _case(case: dict[str, Any]) -> dict[str, Any]:
     return {"kind": "stdin", "input": case["input"], "expected": case["output"]}
 
 
-def meta(row: dict[str, Any]) -> dict[str, Any]:
-    """What the prompt and the grader need beside the tests: starter code, function name, difficulty, date."""
+def meta(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """What the prompt and the grader need beside the tests: starter code, function name, difficulty, date.
+
+    Raises InputError where its `metadata` is no JSON object.
+    """
     known = {
         key: row[key] for key in ("starter_code", "difficulty", "contest_date", "platform", "fn_name") if row.get(key)
     }
-    packed = json.loads(row.get("metadata") or "{}")
+    try:
+        packed = json.loads(row.get("metadata") or "{}")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: metadata: {error}") from None
+    if not isinstance(packed, dict):
+        raise InputError(f"{where}: metadata: expected a JSON object, got {type(packed).__name__}")
     return {"fn_name": packed["func_name"], **known} if packed.get("func_name") else known

@@ -17,7 +17,7 @@ from fathom.config import FileInput
 from fathom.errors import InputError
 from fathom.records import Rollout
 from fathom.sources.files import read_rows
-from fathom.sources.rows import ChainColumns, Outcome, RowSpec, SetAside, outcomes, to_chains, value
+from fathom.sources.rows import ChainColumns, Outcome, RowSpec, SetAside, outcomes, refuse_unseen, to_chains, value
 from fathom.sources.unusable import Unusable
 
 
@@ -67,18 +67,20 @@ def joined_chains(config: LocalConfig, ids: Set[str]) -> Iterator[Rollout | SetA
     if chains is None or chains.path is None:
         return
     count: Counter[str] = Counter()
+    unseen = chains.optional()
     for number, (where, row) in enumerate(read_rows(Path(chains.path)), 1):
         try:
             key = str(value(row, chains.problem))
-            found = to_chains(row, chains, key, first=count[key]) if key in ids else []
+            found = to_chains(row, chains, key, unseen, count[key]) if key in ids else []
         except Unusable as fault:
             yield SetAside(where, f"{label(config)}-chains-{number:06d}", fault.reason, fault.detail)
             continue
         if key in ids:
-            count[key] += len(found)
+            count[key] = found[-1].index + 1 if found else count[key]
         yield from found
     if not count:
         raise InputError(f"{chains.path}: no row's {chains.problem!r} is the id of one of the {len(ids)} problems")
+    refuse_unseen(unseen, chains.path)
 
 
 _TURNS = {"messages": ("messages", "role", "content"), "sharegpt": ("conversations", "from", "value")}

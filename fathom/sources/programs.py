@@ -170,7 +170,7 @@ class ProgramCorpus(StageConfig):
     split: str = "train"
     count: int = Field(gt=0)
     seed: int = 0
-    families: list[Literal[OPEN_FAMILIES]] = list(OPEN_FAMILIES)
+    families: list[Literal[OPEN_FAMILIES]] = Field(list(OPEN_FAMILIES), min_length=1)
     levels: tuple[int, int] = (1, 4)
 
     @model_validator(mode="after")
@@ -184,8 +184,8 @@ class ProgramCorpus(StageConfig):
 class ProgramsConfig(ProgramCorpus):
     """A corpus with planted rows beside clean ones: `duplicates` repeat an earlier problem, `leaks` one of `leak_from`."""
 
-    duplicates: int = 0
-    leaks: int = 0
+    duplicates: int = Field(0, ge=0)
+    leaks: int = Field(0, ge=0)
     leak_from: ProgramCorpus | None = None
 
 

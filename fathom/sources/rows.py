@@ -9,7 +9,8 @@ rows go by one at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import string
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from pydantic import Field
 
 from fathom.boxed import last_box
 from fathom.config import StageConfig
+from fathom.errors import InputError
 from fathom.records import Kind, Problem, Rollout
 from fathom.sources import code_rows
 from fathom.sources.files import Row
@@ -78,6 +80,10 @@ class ChainColumns(StageConfig):
     truncated: str | None = None
     sections: bool = False
     meta: list[str] = Field([])
+
+    def optional(self) -> set[str]:
+        """The columns that a row may lack."""
+        return {*filter(None, (self.model, self.tokens, self.complete, self.truncated)), *self.meta}
 
 
 class RowFilter(StageConfig):
@@ -149,9 +155,10 @@ def outcomes(
     """What becomes of each row, in order, until `spec.limit` problems are found.
 
     label: the source's name, of which ids are made where no column holds one. prepare: what is done to a
-    row first; it may raise Unusable.
+    row first; it may raise Unusable. Raises InputError for a column of `chains` that no row has.
     """
     found = 0
+    unseen = chains.optional() if chains else set()
     for number, (where, row) in enumerate(rows, 1):
         try:
             row = prepare(row) if prepare else row
@@ -159,14 +166,22 @@ def outcomes(
                 yield None
                 continue
             problem = to_problem(row, spec, label, number)
-            recorded = to_chains(row, chains, problem.id) if chains else ()
+            recorded = to_chains(row, chains, problem.id, unseen) if chains else ()
         except Unusable as fault:
             yield SetAside(where, f"{label}-{number:06d}", fault.reason, fault.detail)
             continue
         yield Found(where, problem, recorded)
         found += 1
         if found == spec.limit:
-            return
+            break
+    if found:
+        refuse_unseen(unseen, label)
+
+
+def refuse_unseen(columns: Set[str], label: str) -> None:
+    """Raises InputError where there are any: columns of `chains` that no row had."""
+    if columns:
+        raise InputError(f"{label}: chains: no row has the column {', '.join(map(repr, sorted(columns)))}")
 
 
 def value(row: Any, column: str) -> Any:
@@ -271,7 +286,9 @@ def _licence(given: Any, spec: RowSpec) -> str:
 
 
 def _options(given: Any) -> list[str] | None:
-    options = list(given.values()) if isinstance(given, dict) else given
+    options = [given[letter] for letter in sorted(given)] if isinstance(given, dict) else given
+    if isinstance(given, dict) and "".join(sorted(given)).upper() != string.ascii_uppercase[: len(given)]:
+        raise Unusable("options are not called A, B, C and so on", ", ".join(given))
     if options is not None and not (isinstance(options, list) and all(isinstance(o, str) for o in options)):
         raise Unusable("options are not a list of texts", repr(given))
     return options
@@ -289,10 +306,10 @@ def _difficulty(given: Any) -> float | None:
     return number
 
 
-def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> list[Rollout]:
-    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none.
+def to_chains(row: Any, c: ChainColumns, problem_id: str, unseen: set[str], first: int = 0) -> list[Rollout]:
+    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none, but counts.
 
-    Raises Unusable for a chain that is not text and for columns that don't fit each other.
+    unseen: loses the optional columns that the row has. Raises Unusable for a chain that is not text and for columns that don't fit each other.
     """
     texts = value(row, c.text)
     single = isinstance(texts, str)
@@ -301,7 +318,13 @@ def to_chains(row: Any, c: ChainColumns, problem_id: str, first: int = 0) -> lis
         raise Unusable("chains are not text", repr(texts))
 
     def get(column: str | None, i: int) -> Any:
-        found = None if column is None else row.get(column)
+        if column is None:
+            return None
+        try:
+            found = value(row, column)
+        except Unusable:
+            return None
+        unseen.discard(column)
         if single or not isinstance(found, list):
             return found
         if len(found) != len(texts):
