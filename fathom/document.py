@@ -200,7 +200,9 @@ def apply_set(
     at: Place = ()
     if parts[0] not in known:
         for key in root:
-            target, at = target[key], (*at, key)
+            target, at = target.get(key), (*at, key)
+            if not isinstance(target, dict):
+                raise InputError(f"{document.name}: expected a mapping {'.'.join(map(str, at))!r}")
         if closed and parts[0] not in target:
             raise InputError(
                 f"--set {assignment}: nothing is called {parts[0]!r}{suggest(parts[0], [*target, *known])}"

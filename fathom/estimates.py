@@ -105,12 +105,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one stage. seconds: wall-clock. rows: problems or examples it hands on; chains: per problem.
+    """Of one stage. seconds: wall-clock; None where nothing can be said of it. rows: problems or examples it hands on; chains: per problem.
 
     row_tokens: of a training row made of one of its chains; None where nothing is known of them. api_usd: paid calls beside the devices' time; None when a model has no price. shape: of the model it writes.
     """
 
-    seconds: Range
+    seconds: Range | None
     rows: Range = NONE
     chains: float = 0
     tokens: Range | None = None
@@ -238,7 +238,7 @@ def shape_of(name: str | None, inputs: Inputs, setting: Setting) -> ModelShape |
 def forecast(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, Any]]:
     """Expected cost by stage name, as plain JSON with [low, expected, high]; empty for a device without a data sheet.
 
-    Raises InputError, with the stage's name, for what the device can't do.
+    Raises InputError, with the stage's name, for what is to run and the device can't do.
     """
     hardware = recipe.file.hardware
     if hardware.device not in physics.DEVICES:
@@ -255,6 +255,8 @@ def forecast(recipe: Recipe, steps: Sequence[Step]) -> dict[str, dict[str, Any]]
             try:
                 estimates[step.stage.name] = load_object(function)(step.stage.config, inputs, setting)
             except InputError as error:
+                if step.state == "cached":
+                    continue
                 raise InputError(f"{recipe.path}: stage {step.stage.name!r}: {error}") from None
     return {name: _plain(estimate, setting) for name, estimate in estimates.items()}
 
@@ -270,14 +272,15 @@ def _shapes(recipe: Recipe) -> dict[str, ModelShape]:
 
 
 def _plain(estimate: Estimate, setting: Setting) -> dict[str, Any]:
-    usd = setting.usd(estimate.seconds, estimate.api_usd)
+    seconds = estimate.seconds
+    usd = None if seconds is None else setting.usd(seconds, estimate.api_usd)
     sheet = physics.DEVICES[setting.device]
     note = estimate.note
     if sheet.memory_gib and estimate.peak_gib and estimate.peak_gib > sheet.memory_gib:
         note = f"does not fit: {estimate.peak_gib:.0f} GiB per {setting.device} of {sheet.memory_gib:.0f} GiB; more devices or offloading"
     return {
         "tokens": estimate.tokens.as_list() if estimate.tokens else None,
-        "hours": (estimate.seconds * (1 / 3600)).as_list(),
+        "hours": (seconds * (1 / 3600)).as_list() if seconds else None,
         "peak_gib": round(estimate.peak_gib, 1) if estimate.peak_gib else None,
         "usd": usd.as_list() if usd else None,
         "rows": estimate.rows.as_list() if estimate.rows.mid else None,

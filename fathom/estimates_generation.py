@@ -14,7 +14,7 @@ from fathom import physics
 from fathom.bands import Prior, expected_chains
 from fathom.estimates import GRADED_PER_SECOND, ROW_TOKENS, Estimate, Inputs, Setting, file_rows, shape_of
 from fathom.ledger import dollars
-from fathom.physics import NONE, Range
+from fathom.physics import Range
 from fathom.records import Usage
 from fathom.sources.benchmarks import table
 
@@ -119,7 +119,7 @@ def generate(
         )
     shape = shape_of(config.model, inputs, setting)
     if shape is None:
-        return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
+        return Estimate(None, tokens=tokens, note="size of the model unknown before it is downloaded")
     context = length.mid / 2 + prompt.mid
     speed = physics.decoding_speed(shape, context, setting.device, setting.count, max(chains.mid, 1))
     peak = physics.decoding_memory(shape, context, setting.device, chains.mid)

@@ -174,7 +174,7 @@ def _on_rows(
     length = (row_tokens or ROW_SHARE * config.max_length).at_most(config.max_length)
     if shape is None:
         tokens = rows * length * passes
-        return Estimate(NONE, tokens=tokens, note="size of the model unknown before it is downloaded")
+        return Estimate(None, tokens=tokens, note="size of the model unknown before it is downloaded")
     work = Workload(config, shape, rows, length, passes, config.float8, looks, together)
     if setting.kind == "cpu":
         peak = physics.cpu_training_memory(shape, max(config.pack_tokens, work.unit))
@@ -325,7 +325,7 @@ def _shared(config: Any, generating: int, setting: Setting) -> Iterator[str]:
 def merge(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     shape = shape_of(config.models[0], inputs, setting)
     if shape is None:
-        return Estimate(NONE, note="size of the models unknown before they are downloaded")
+        return Estimate(None, note="size of the models unknown before they are downloaded")
     moved = Range.exactly(2.0 * shape.parameters * (len(config.models) + 1))
     largest = min(5e9, 2.0 * shape.parameters)
     return Estimate(
@@ -337,7 +337,7 @@ def gguf(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
     """One tensor at a time, in numpy; the largest is the embedding, held in its own type and as float32."""
     shape = shape_of(config.model, inputs, setting)
     if shape is None:
-        return Estimate(NONE, note="size of the model unknown before it is downloaded")
+        return Estimate(None, note="size of the model unknown before it is downloaded")
     work = Range.exactly(1.0 * shape.parameters * len(config.types))
     largest = 4.0 * shape.vocabulary * shape.hidden
     return Estimate(

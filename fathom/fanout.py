@@ -2,7 +2,7 @@
 
 A part is worked by a pure function of that part, so what comes back is the same bytes wherever it ran. Files,
 money and order stay with the caller. Not a scheduler and not a cache: parts are dealt to whoever is
-free, and a part whose worker died is dealt again.
+free. On Ray a part whose worker died is dealt again; a process of this machine that is killed ends the work.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
@@ -87,13 +90,18 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(self._count, context, _set_work, (work,)) as pool:
             waiting: deque[tuple[int, Future[Result]]] = deque()
-            for position, part in enumerate(chain(first, parts)):
-                waiting.append((position, pool.submit(_do_work, part)))
-                if len(waiting) > 2 * self._count:
-                    position, oldest = waiting.popleft()
-                    yield position, oldest.result()
-            for position, left in waiting:
-                yield position, left.result()
+            try:
+                for position, part in enumerate(chain(first, parts)):
+                    waiting.append((position, pool.submit(_do_work, part)))
+                    if len(waiting) > 2 * self._count:
+                        position, oldest = waiting.popleft()
+                        yield position, oldest.result()
+                for position, left in waiting:
+                    yield position, left.result()
+            except BrokenProcessPool:
+                raise WorkError(
+                    f"one of {self._count} processes was killed, most often because memory ran out; fewer `workers` need less"
+                ) from None
 
 
 _work: Callable[[Any], Any]
@@ -103,6 +111,13 @@ _work: Callable[[Any], Any]
 def _set_work(work: Callable[[Any], Any]) -> None:
     global _work
     _work = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Nobody else ends these processes when theirs is killed."""
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _do_work(part: Any) -> Any:

@@ -49,7 +49,7 @@ def _row(step: Step, expected: Mapping[str, Any] | None) -> tuple[str, ...]:
         usd = expected["usd"]
         numbers = (
             _range(expected["tokens"], _count),
-            _range(expected["hours"], _time),
+            _range(expected["hours"], _time) or "unknown",
             "" if expected["peak_gib"] is None else f"{expected['peak_gib']:.4g}",
             "unpriced" if usd is None else _range(usd, _dollars),
         )
@@ -61,7 +61,7 @@ def _total(recipe: Recipe, steps: Sequence[Step], forecast: Mapping[str, Mapping
     if not todo:
         return f"nothing to do: all {len(steps)} stages are finished"
     known = [forecast[step.stage.name] for step in todo if step.stage.name in forecast]
-    hours = [sum(e["hours"][i] for e in known) for i in range(3)]
+    hours = [sum(e["hours"][i] for e in known if e["hours"]) for i in range(3)]
     priced = [e["usd"] for e in known if e["usd"] is not None]
     usd = [sum(prices[i] for prices in priced) for i in range(3)]
     text = f"{len(todo)} of {len(steps)} stages to run: {_range(hours, _time)}, {_range(usd, _dollars)}"

@@ -6,6 +6,7 @@ no price: it is never taken as free.
 
 from __future__ import annotations
 
+import re
 from importlib import resources
 from pathlib import Path
 
@@ -68,8 +69,7 @@ class Prices(_Strict):
 
 
 def _undated(model: str) -> str:
-    head, _, tail = model.rpartition("-20")
-    return head if head and tail.replace("-", "").isdigit() else model
+    return re.sub(r"(?<=.)-20\d\d-?\d\d-?\d\d$", "", model)
 
 
 def load_prices(path: Path | None = None) -> Prices:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from pydantic import ValidationError
 
 import fathom.annotate.scale
 from fathom.annotate.scale import AnnotateConfig, read_scale, run_annotate
@@ -85,6 +86,16 @@ def test_known_values_are_kept_and_another_field_goes_to_meta(tmp_path, monkeypa
     assert [p.difficulty for p in kept] == [3.0, 5.0] and engine.asked == [("b", 0)]
     _, kept, _ = annotate(tmp_path, monkeypatch, Moody({"a": ["9"], "b": ["5"]}), problems, field="length")
     assert [(p.difficulty, p.meta["length"]) for p in kept] == [(3.0, 9), (None, 5)]
+
+
+def test_what_could_not_be_used_is_told_before_anything_is_asked(tmp_path, monkeypatch):
+    engine = Moody({"a": ["9"], "b": ["5"]})
+    problems = [Problem("a", "?", "1", meta={"level": "Level 5"}), Problem("b", "?", "1")]
+    with pytest.raises(InputError, match="problem a: level is 'Level 5', which keep_known can't keep"):
+        annotate(tmp_path, monkeypatch, engine, problems, field="level", keep_known=True)
+    assert engine.asked == []
+    with pytest.raises(ValidationError, match=r"\[10, 1\] must be two numbers, the lower first"):
+        annotate(tmp_path, monkeypatch, engine, problems, scale=(10, 1))
 
 
 def test_a_stopped_annotation_continues(tmp_path, monkeypatch):

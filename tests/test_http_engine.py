@@ -244,6 +244,14 @@ def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch):
     assert server.calls == []
 
 
+@pytest.mark.parametrize("key", ["sk-secret\nsk-more", "sk-abc\u2026xyz"])
+def test_what_is_no_key_is_told_without_telling_it(monkeypatch, key):
+    monkeypatch.setenv("TEST_KEY", key)
+    with serving() as server, pytest.raises(InputError, match=r"TEST_KEY \(key_env\) holds no key") as caught:
+        ask(server)
+    assert server.calls == [] and "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -251,6 +259,11 @@ def test_a_missing_key_is_told_before_anything_is_sent(monkeypatch):
         ({"base_url": f"https://user:{KEY}@host/v1"}, "base_url: holds more than an address"),
         ({"base_url": f"https://host/v1?key={KEY}"}, "base_url: holds more than an address"),
         ({"base_url": "api.openai.com/v1"}, "base_url: expected an address like"),
+        ({"base_url": "http://host:abc/v1"}, "base_url: 'host:abc' is no host and port"),
+        ({"base_url": "http://a..b/v1"}, r"base_url: 'a\.\.b' is no host and port"),
+        ({"body": {"n": 4, "stream": True}}, "body: n, stream: not for the recipe to set"),
+        ({"body": {"max_tokens": "many"}}, "body: max_tokens: expected a whole number"),
+        ({"body": {"max_completion_tokens": None}}, "body: .* no bound; give max_tokens in its place"),
         ({"concurrency": 0}, "concurrency: .*greater"),
     ],
 )
@@ -288,7 +301,7 @@ def test_errors_cost_nothing_and_silence_costs_its_worst_case(tmp_path):
     with serving(status(500), status(429)) as server:
         ask(server, meter=meter)
     assert ledger.calls.usd() == pytest.approx(PAID)
-    with serving(drop, status(504), raw("{")) as server:
+    with serving(drop, status(504, Retry_After="3600"), raw("{")) as server:
         ask(server, request("q"), meter=meter)
     assert ledger.calls.usd() == pytest.approx(2 * PAID + 3 * worst_usd(request("q")))
 
@@ -300,6 +313,16 @@ def test_the_budget_stops_calls_before_they_leave(tmp_path):
     assert ledger.calls.usd() <= 0.004
     assert 0 < len(server.calls) == server.completed < 50
     assert ledger.calls.usd() == pytest.approx(len(server.calls) * PAID)
+
+
+@pytest.mark.parametrize(
+    "body", [{"max_completion_tokens": 30_000}, {"max_completion_tokens": None, "max_tokens": 30_000}]
+)
+def test_a_bound_that_the_recipe_sets_is_what_is_reserved(tmp_path, body):
+    ledger, meter = billing(tmp_path, budget_usd=0.004)
+    with serving() as server, pytest.raises(BudgetStop, match="rated: the next call to m could cost"):
+        ask(server, meter=meter, body=body)
+    assert server.calls == [] and ledger.calls.usd() == 0
 
 
 def test_a_model_without_a_price_is_not_asked(tmp_path):

@@ -120,7 +120,10 @@ def test_tokens_are_counted_and_those_not_saved_are_wasted(ledger, tmp_path):
 def test_cached_tokens_and_dated_names_have_their_price():
     assert PRICES.tokens_usd("paid", Usage(1_000_000, 0, 400_000)) == pytest.approx(0.8)
     assert PRICES.tokens_usd("paid-2025-01-31", Usage(0, 1_000_000)) == pytest.approx(10.0)
-    assert PRICES.tokens_usd("paid-large", Usage(1, 1)) is None
+    assert PRICES.tokens_usd("paid-2024-11-20", Usage(0, 1_000_000)) == pytest.approx(10.0)
+    assert PRICES.tokens_usd("paid-20241120", Usage(0, 1_000_000)) == pytest.approx(10.0)
+    for other in ("paid-large", "paid-2026", "paid-20", "paid-2024-11"):
+        assert PRICES.tokens_usd(other, Usage(1, 1)) is None
 
 
 def test_a_batch_has_prices_of_its_own():

@@ -346,6 +346,15 @@ def test_sky_t1s_training_is_planned_from_its_published_rows_for_a_sixth_of_the_
     assert "rows of 5,734 [3,277 - 9,830] tokens" in other["note"], "nothing is known of its chains"
 
 
+def test_a_model_of_unknown_size_has_no_price(tmp_path):
+    recipe, steps, told = recipe_forecast("sky-t1-32b", "models.base=some/other-model", "budget.usd=1000000")
+    trained = next(told[s.stage.name] for s in steps if s.stage.op_name == "sft")
+    assert trained["usd"] is None and trained["hours"] is None
+    table = plan_table(recipe, steps, told)
+    assert re.search(r"unknown .*unpriced", next(line for line in table.splitlines() if line.startswith("student ")))
+    assert re.search(r"\d stages? unpriced; what has a price is within the budget", table)
+
+
 def test_eight_bits_on_a_gpu_that_has_none_are_refused_before_anything_runs():
     told = r"sky-t1-32b.yaml: stage 'student': float8: true, but a100 multiplies no eight-bit floats; set it to false"
     with pytest.raises(InputError, match=told):

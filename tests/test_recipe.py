@@ -302,6 +302,13 @@ def test_a_stage_that_cannot_fit_is_not_started(recipe_file, tmp_path):
     assert run(recipe_file, tmp_path / "run").reused == ("numbers", "low")
 
 
+@pytest.mark.parametrize("stages", ["", "stages:\n"])
+def test_a_setting_for_a_recipe_without_stages(tmp_path, stages):
+    (tmp_path / "r.yaml").write_text(f"recipe: r\n{stages}")
+    with pytest.raises(InputError, match=r"r\.yaml: expected a mapping 'stages'"):
+        load_recipe(tmp_path / "r.yaml", OPS, ["foo=1"])
+
+
 def test_a_budget_needs_a_price(recipe_file, tmp_path):
     with pytest.raises(InputError, match="a budget needs a price for the device 'abacus'"):
         run(recipe_file, tmp_path / "run", "hardware.device=abacus", budget_usd=1.0)

@@ -100,6 +100,15 @@ def test_no_tape(tape, text):
             ask("1", **{use: str(tape)})
 
 
+@pytest.mark.parametrize("text", ['{"my": "results", "rows": [1, 2]}', "notes", '{"call": "x", "answer": {}}\nnotes'])
+def test_a_file_that_is_no_tape_is_left_alone(tmp_path, text):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"mine\.json:\d: not a recorded answer"):
+        ask("1", record=str(path))
+    assert path.read_text() == text
+
+
 def test_wrong_settings(tape, tmp_path):
     with pytest.raises(InputError, match="record and replay exclude each other"):
         validate(HttpConfig, {"model": "m", "base_url": NOWHERE, "record": "a", "replay": "b"})

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from fathom.annotate.asking import ASKS, Unfit, ask_until_valid
 from fathom.chunks import digest, run_chunks, write_rows
@@ -30,7 +30,7 @@ FAILED = "annotation_failed"
 
 
 class AnnotateConfig(StageConfig):
-    """`op: annotate`. field: `difficulty`, or the name of a new key in `meta`. template: a shipped one's name or `{file: mine.txt}`.
+    """`op: annotate`. scale: lowest and highest value. field: `difficulty`, or the name of a new key in `meta`. template: a shipped one's name or `{file: mine.txt}`.
 
     keep_known: leave problems alone that already have the field. chunk: problems per saved piece.
     """
@@ -46,6 +46,13 @@ class AnnotateConfig(StageConfig):
     max_tokens: int = Field(2048, ge=1)
     chunk: Annotated[int, Operational] = Field(256, ge=1)
 
+    @field_validator("scale")
+    @classmethod
+    def _rising(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] >= value[1]:
+            raise ValueError(f"{list(value)} must be two numbers, the lower first")
+        return value
+
 
 def run_annotate(inputs: dict[str, Any], config: AnnotateConfig, out: Path, meter: Meter) -> dict[str, Any]:
     """Stage: problems.jsonl -> problems.jsonl with the field; removed.jsonl has those without an answer.
@@ -53,7 +60,14 @@ def run_annotate(inputs: dict[str, Any], config: AnnotateConfig, out: Path, mete
     Resumes after a crash: every chunk of problems is saved when done.
     """
     problems = read_problems(inputs["problems"] / "problems.jsonl")
-    asked = [p for p in problems if not (config.keep_known and known(p, config.field) is not None)]
+    kept_known = [p for p in problems if config.keep_known and known(p, config.field) is not None]
+    for problem in kept_known:
+        if type(value := known(problem, config.field)) not in (int, float):
+            raise InputError(
+                f"annotate: problem {problem.id}: {config.field} is {value!r}, which keep_known can't keep: no number"
+            )
+    left_alone = {p.id for p in kept_known}
+    asked = [p for p in problems if p.id not in left_alone]
     engine = open_engine(config.engine, inputs.get("model"), meter)
     sampling = Sampling(config.temperature, 1.0, config.max_tokens, meter.seed)
     name = digest(

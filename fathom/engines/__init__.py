@@ -129,6 +129,10 @@ class VllmConfig(StageConfig):
         return self.tensor_parallel or 1
 
 
+TOKEN_LIMITS = ("max_completion_tokens", "max_tokens")
+"""What bounds a call's completion in a request; OpenAI's newer models take the first only, many servers the second."""
+
+
 class HttpConfig(StageConfig):
     """The `http` engine: an OpenAI-compatible chat-completions endpoint.
 
@@ -169,6 +173,12 @@ class HttpConfig(StageConfig):
         address = urlsplit(value)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("expected an address like https://api.openai.com/v1")
+        try:
+            unreachable = address.port == 0 or ".." in address.hostname
+        except ValueError:  # a port that is no number, or too large a one
+            unreachable = True
+        if unreachable:
+            raise ValueError(f"{address.netloc!r} is no host and port")
         if address.username is not None or address.query:
             raise ValueError("holds more than an address; a key belongs into the variable that key_env names")
         return value
@@ -180,6 +190,21 @@ class HttpConfig(StageConfig):
         if self.record is not None and self.replay is not None:
             raise ValueError("record and replay exclude each other")
         return self
+
+    @field_validator("body")
+    @classmethod
+    def _bounded(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """A call is reserved at what it may cost at most before it leaves."""
+        if own := value.keys() & {"model", "messages", "n", "stream"}:
+            raise ValueError(f"{', '.join(sorted(own))}: not for the recipe to set")
+        limits = {name: value[name] for name in TOKEN_LIMITS if name in value}
+        if any(limit is not None and (type(limit) is not int or limit < 1) for limit in limits.values()):
+            raise ValueError(f"{' and '.join(limits)}: expected a whole number from 1 up")
+        if value.get("max_completion_tokens", 1) is None and not value.get("max_tokens"):
+            raise ValueError(
+                "without max_completion_tokens a call's tokens have no bound; give max_tokens in its place"
+            )
+        return value
 
     @field_validator("key_env")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 
 from fathom.calls import PaidCall
 from fathom.chunks import digest
-from fathom.engines import Completion, HttpConfig, Request, chain_seed
+from fathom.engines import TOKEN_LIMITS, Completion, HttpConfig, Request, chain_seed
 from fathom.ledger import Meter
 from fathom.records import Sampling, Usage, from_dict, to_json
 
@@ -56,7 +56,7 @@ def make_call(config: HttpConfig, provider: str, request: Request, index: int, s
         body=body,
         paid=PaidCall(digest(provider, *identity), config.model),
         tape=digest(*identity),
-        worst=Usage(prompt, sampling.max_tokens),
+        worst=Usage(prompt, max(body[limit] for limit in TOKEN_LIMITS if limit in body)),
     )
 
 

@@ -16,6 +16,9 @@ from fathom.engines import Completion
 from fathom.errors import InputError
 from fathom.records import from_dict, to_dict
 
+BEGINNING = b'{"call": '
+"""Of every line of a tape, also of one that a crash tore."""
+
 
 class Recorder:
     """Appends answers to a file that may hold some already; a last line torn by a crash is cut off.
@@ -84,13 +87,14 @@ def _answers(path: Path) -> Iterator[tuple[int, int, str]]:
     start = 0
     with _open(path, "rb") as stream:
         for number, line in enumerate(stream, 1):
-            if not line.endswith(b"\n"):
+            torn = not line.endswith(b"\n")
+            if torn and (line.startswith(BEGINNING) or BEGINNING.startswith(line)):
                 return
             try:
                 row = json.loads(line)
             except ValueError:
                 row = None
-            if not isinstance(row, dict) or not isinstance(row.get("call"), str) or "answer" not in row:
+            if torn or not isinstance(row, dict) or not isinstance(row.get("call"), str) or "answer" not in row:
                 raise InputError(f"{path}:{number}: not a recorded answer (an object with call, request and answer)")
             yield start, start + len(line), row["call"]
             start += len(line)

@@ -59,6 +59,7 @@ class Client:
             headers={"Connection": "close", **({"Authorization": f"Bearer {self._key}"} if self._key else {})},
             timeout=httpx.Timeout(config.timeout_seconds, pool=None),
             limits=httpx.Limits(max_connections=config.concurrency),
+            trust_env=config.serve is None,  # a proxy knows no server of this machine's
         )
 
     def close(self) -> None:
@@ -114,7 +115,12 @@ class Client:
         spent = status == 429 and "insufficient_quota" in json.dumps(answer)
         if spent or refused(status):
             raise InputError(f"{self._model}: {self.url} refuses the call (status {status}){self._told(answer)}")
-        wait = _retry_after(headers, self.url)
+        try:
+            wait = _retry_after(headers, self.url)
+        except WorkError:
+            if status not in GATEWAY:
+                raise
+            wait = None  # the call may have been paid for, which `Failed` alone tells
         raise Failed(f"status {status}{self._told(answer)}", status not in GATEWAY, wait, limited=status == 429)
 
     def _told(self, answer: Any) -> str:
@@ -176,6 +182,10 @@ def _read_key(variable: str | None) -> str | None:
     key = os.environ.get(variable, "").strip()
     if not key:
         raise InputError(f"engine http: the environment variable {variable} (key_env) is not set")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(
+            f"engine http: the environment variable {variable} (key_env) holds no key: not one line of ASCII"
+        )
     return key
 
 

@@ -192,7 +192,9 @@ class _Run:
         for name in step.stage.inputs:
             broken = store.damage(self.artifacts / name, self.steps[name].manifest, thorough=True)
             if broken:
-                raise WorkError(f"{self.artifacts / name}: damaged since it was checked: {broken}; run again")
+                raise WorkError(
+                    f"{self.artifacts / name}: damaged: {broken}; restore it, or remove the directory and run again to have it made again"
+                )
 
     def _work(self, step: Step, attempt: int, out: Path, began: float) -> Ended:
         stage, hardware = step.stage, self.recipe.file.hardware

@@ -41,7 +41,7 @@ class RecipeFile(_Strict):
 
     recipe: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     description: str = ""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     vars: dict[str, str] = {}
     models: dict[str, str] = {}
     budget: Budget = Budget()
