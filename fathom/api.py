@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 from fathom.engines import open_engine
+from fathom.errors import InputError
 from fathom.prices import load_prices
+from fathom.prompts.ask import ask
 from fathom.recipe.models import locate
 from fathom.records import Problem
 from fathom.serve.chat import Conversation, Settings, Turn, configure, usd_per_hour
@@ -44,12 +47,17 @@ class Model:
     def solve(self, question: str, samples: int = 64, error: float = 0.0, max_tokens: int | None = None) -> Consensus:
         """The answer on which up to `samples` chains agree; drawing stops when the rest can't change it.
 
-        error: 0 for the majority's answer itself, else the chance of missing it that may be taken.
+        error: 0 for the majority's answer itself, else the chance of missing it that may be taken. Raises InputError
+        for fewer than one sample.
         """
+        if samples < 1:
+            raise InputError(f"samples: expected a whole number from 1 up, got {samples}")
         sampling = self._settings.sampling
         if max_tokens is not None:
             sampling = replace(sampling, max_tokens=max_tokens)
-        (result,) = settle([Problem("question", question, None)], self._live, sampling, samples, error)
+        asked = partial(ask, template=self._settings.prompt, system=self._settings.system)
+        problem = Problem("question", question, None)
+        (result,) = settle([problem], self._live, sampling, samples, error, asked=asked)
         return result
 
     def stream(self, question: str) -> Iterator[Turn]:

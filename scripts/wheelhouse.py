@@ -23,8 +23,8 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from http.client import HTTPException
 from pathlib import Path
-from urllib.error import URLError
 from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
@@ -90,7 +90,10 @@ def normalized(name: str) -> str:
 
 def requirements(pyproject: Path, extras: Sequence[str]) -> list[str]:
     """The project's own and those of its extras. Raises Refused for an extra that it doesn't have."""
-    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    try:
+        project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    except (OSError, ValueError, KeyError) as error:
+        raise Refused(f"{pyproject}: not a readable pyproject.toml ({error})") from None
     known = project.get("optional-dependencies", {})
     for extra in extras:
         if extra not in known:
@@ -199,7 +202,7 @@ def size_of(wheel: Chosen) -> int:
     try:
         with urlopen(Request(wheel.url, method="HEAD"), timeout=60) as answer:
             return int(answer.headers["Content-Length"])
-    except (URLError, TypeError) as error:
+    except (OSError, HTTPException, TypeError) as error:
         raise Refused(f"{wheel.url}: {error}") from None
 
 
@@ -211,8 +214,11 @@ def fetch(wheel: Chosen, folder: Path) -> Wheel:
         try:
             with urlopen(wheel.url, timeout=60) as answer, open(partial, "wb") as out:
                 shutil.copyfileobj(answer, out, BLOCK)
-        except URLError as error:
-            raise Refused(f"{wheel.url}: {error.reason}") from None
+                length = answer.headers.get("Content-Length")
+        except (OSError, HTTPException) as error:
+            raise Refused(f"{wheel.url}: {error}") from None
+        if length is not None and partial.stat().st_size != int(length):
+            raise Refused(f"{wheel.url}: cut off after {partial.stat().st_size:,} of {int(length):,} bytes")
         found = sha256(partial)
         if wheel.sha256 and found != wheel.sha256:
             raise Refused(f"{wheel.url}: sha256 {found}, the index says {wheel.sha256}")
@@ -292,10 +298,18 @@ def parse_size(text: str) -> int:
 # ------------------------------------------------------------------------------ the command
 
 
+def glibc_minor(text: str) -> int:
+    """35 of "2.35"."""
+    found = re.fullmatch(r"2\.(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected a version such as 2.35, got {text!r}")
+    return int(found[1])
+
+
 def build(arguments: argparse.Namespace) -> Iterator[str]:
     """Does it, and says what was done."""
     present = pins(arguments.exclude_present) if arguments.exclude_present else {}
-    target = Target(arguments.python, arguments.machine, int(arguments.glibc.partition(".")[2]))
+    target = Target(arguments.python, arguments.machine, arguments.glibc)
     running = f"{sys.version_info[0]}.{sys.version_info[1]}"
     if running != target.python:
         yield f"note: pip reads requirements' markers as Python {running}; run this with Python {target.python} to be exact"
@@ -349,7 +363,7 @@ def main() -> int:
         "--python", default=f"{sys.version_info[0]}.{sys.version_info[1]}", help="version of the other machine's Python"
     )
     add("--machine", default="x86_64", help="its processor, as `uname -m` says")
-    add("--glibc", default="2.35", help="its C library, as `ldd --version` says")
+    add("--glibc", type=glibc_minor, default="2.35", help="its C library, as `ldd --version` says")
     add(
         "--torch",
         help="version to keep, as 2.11.0+cu130; the label names PyTorch's own index where torch is not present",

@@ -166,12 +166,12 @@ def unzip(wheel: Path, target: Path, scripts: Path) -> None:
             raise Refused(f"{wheel.name}: not a wheel (no RECORD)")
         if (target / record).is_file():
             return
+        commands = f"{record.rpartition('/')[0]}/entry_points.txt"
+        if commands in names:
+            _write_commands(archive.read(commands).decode(), scripts)
         for name in sorted(names, key=lambda name: name == record):
             if not name.endswith("/"):
                 _put(archive, name, _place(wheel, name, target, scripts))
-        info = record.rpartition("/")[0]
-        if f"{info}/entry_points.txt" in names:
-            _write_commands(archive.read(f"{info}/entry_points.txt").decode(), scripts)
 
 
 def _place(wheel: Path, name: str, target: Path, scripts: Path) -> Path:

@@ -276,6 +276,22 @@ def test_on_a_terminal(tmp_path):
     assert history.stat().st_mode & 0o777 == 0o600
 
 
+def test_every_question_to_the_api_is_put_in_the_same_words(monkeypatch):
+    with fathom.load("embedded:fathom-tiny-base", "prompt=plain", "system=Answer in French.") as model:
+        asked = []
+        real = model._live.generate
+        monkeypatch.setattr(
+            model._live, "generate", lambda requests, sampling: asked.extend(requests) or real(requests, sampling)
+        )
+        model.solve("What is 2 + 3?", samples=1, max_tokens=8)
+        with pytest.raises(InputError, match="samples: expected a whole number from 1 up, got 0"):
+            model.solve("What is 2 + 3?", samples=0)
+    assert [(m.role, m.content) for m in asked[0].messages] == [
+        ("system", "Answer in French."),
+        ("user", "What is 2 + 3?"),
+    ]
+
+
 def test_the_python_api_in_three_lines():
     with fathom.load() as model:
         result = model.solve("What is 12 + 30?", samples=4, max_tokens=150)

@@ -20,7 +20,7 @@ from fathom.evaluate.scores import result_row
 from fathom.records import Rollout, Sampling, Verdict, write_jsonl
 
 
-def write_run(path, models, benchmark="aime25", samples=16, seed=0):
+def write_run(path, models, benchmark="aime25", samples=16, seed=0, temperature=0.6):
     """models: name -> solve rate of each problem; wrong chains of a problem share one wrong answer."""
     random = np.random.default_rng(seed)
     rollouts = [
@@ -31,7 +31,7 @@ def write_run(path, models, benchmark="aime25", samples=16, seed=0):
             tokens=100,
             finish="stop",
             model=model,
-            sampling=Sampling(max_tokens=1000),
+            sampling=Sampling(temperature=temperature, max_tokens=1000),
             verdict=Verdict(answer="1" if right else "2", correct=bool(right), grader="test"),
             meta={"benchmark": benchmark},
         )
@@ -189,6 +189,53 @@ def test_rerunning_the_same_model_is_called_different_about_one_time_in_twenty(t
         other = np.mean([np.random.default_rng(1000 + seed).binomial(8, RATES) / 8])
         contradicted += check_claim(f"mine AIME25 {100 * other:.4f}% (k=8)", run)["verdict"] == "contradicted"
     assert contradicted <= 7  # 3 expected; more than 7 of 60 has a chance of 1%
+
+
+@pytest.mark.parametrize(("truth", "samples"), [(0.05, 1), (0.02, 1), (0.02, 4), (0.97, 1)])
+def test_a_true_figure_near_the_ends_is_not_contradicted(tmp_path, truth, samples):
+    """Chains that all agree are no proof of 0 or 100%."""
+    verdicts = [
+        check_claim(
+            f"m AIME25 {100 * truth:g} k=64",
+            write_run(tmp_path / f"{seed}.jsonl", {"m": np.full(30, truth)}, samples=samples, seed=seed),
+        )["verdict"]
+        for seed in range(100)
+    ]
+    assert verdicts.count("contradicted") <= 8
+    ci = check_claim("X AIME25 100 > Y 0")["these_problems"]["ci"]
+    assert ci[0] < 1 < ci[1]
+
+
+def test_models_are_compared_where_they_were_sampled_alike(tmp_path):
+    parts = [
+        write_run(tmp_path / "a.jsonl", {"base": np.full(30, 0.9)}, "house", 1, temperature=0.0),
+        write_run(tmp_path / "b.jsonl", {"base": RATES, "merged": RATES + 0.3 * (1 - RATES)}, "house", 64),
+    ]
+    run = tmp_path / "r.jsonl"
+    run.write_text("".join(part.read_text() for part in parts))
+    assert check_claim("merged house > base", run)["verdict"] == "consistent"
+    with pytest.raises(InputError, match=r"the run has base as house \(T=0 .*house \(T=0\.6 .*; say which with T="):
+        check_claim("base house 40 k=8", run)
+    assert check_claim("base house 90 k=8 T=0", run)["evidence"][0]["samples"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("X AIME25 152.7", "152.7 is no percentage"),
+        ("X AIME25 50 > Y 251", "251 is no percentage"),
+        ("m house 50", "the run has one problem of house, and an interval needs two"),
+    ],
+)
+def test_what_can_not_be_judged_is_one_line(tmp_path, text, told):
+    run = write_run(tmp_path / "r.jsonl", {"m": [0.5]}, "house", 4) if "house" in text else None
+    with pytest.raises(InputError, match=told):
+        check_claim(text, run)
+
+
+def test_a_run_says_for_a_stated_figure_too_how_many_problems_there_are(tmp_path):
+    run = write_run(tmp_path / "r.jsonl", {"a": RATES}, "house", 16)
+    assert check_claim("a house > c 4", run)["b"]["problems"] == 30
 
 
 def test_compare_pairs_single_models_whatever_their_names(tmp_path):

@@ -203,6 +203,15 @@ def test_what_a_consensus_says():
     assert "31 more chains could not change the answer" in solving.describe(result)
 
 
+def test_what_is_settled_is_told_before_the_rest_is_drawn():
+    engine = Known({"easy": ["7"] * 64, "hard": ["1", "2"] * 32})
+    problems = [Problem(key, "?", None) for key in engine.answers]
+    settled = solve(problems, engine, Sampling(), 64)
+    assert next(settled).answer == "7"
+    asked = engine.calls
+    assert next(settled).winners == ("1", "2") and engine.calls > asked
+
+
 def test_a_choice_is_voted_by_its_letter_and_a_program_not_at_all():
     choice = Problem("c", "?", None, "choice", options=["red", "blue"])
     (result,) = solve([choice], Known({"c": ["B", "blue", "(B)"]}), Sampling(), 3)

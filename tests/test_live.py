@@ -358,6 +358,16 @@ def test_an_engine_that_has_failed_for_good_leaves_nobody_waiting():
     live.close()
 
 
+def test_an_engine_that_died_between_requests_takes_no_more():
+    engine, live = opened()
+    engine.alive, engine.broken = False, "for good"
+    with pytest.raises(WorkError, match="the engine failed"):
+        list(live.stream(asked("bug"), SAMPLING))
+    live._thread.join(SECONDS)
+    assert live.refusal
+    live.close()
+
+
 def test_it_drains_before_it_closes():
     engine, live = opened(slots=1)
     streams = [live.stream(asked(key), SAMPLING) for key in "abc"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fathom.records import Problem, Rollout, Verdict
-from fathom.report import charts, facts, graph, markdown, published, words
+from fathom.records import Problem, Rollout, Sampling, Verdict
+from fathom.report import charts, evidence, facts, graph, markdown, published, words
 from fathom.report.evidence import checked_by, outcome, solve_rates
 from fathom.report.read import Run, Stage
 
@@ -34,6 +34,17 @@ def test_dollars(usd: float | None, told: str) -> None:
 
 
 # ------------------------------------------------------------------------------ findings
+
+
+def test_the_chains_behind_a_headline_are_those_of_its_setting(monkeypatch):
+    chains = [
+        Rollout("p", 0, "", 5, "stop", model="base", sampling=Sampling(0.6, 0.95, most), meta={"benchmark": "b"})
+        for most in (32, 96)
+    ]
+    monkeypatch.setattr(evidence, "evaluation", lambda run, model: "the stage")
+    monkeypatch.setattr(evidence, "rollouts", lambda stage: chains)
+    for most, chain in zip((32, 96), chains, strict=True):
+        assert evidence.chains_of(None, "base", facts.Setting("b", 0.6, 0.95, most, 1, 1)) == [chain]
 
 
 def row(model: str, pass1: float, versus: dict | None = None, **setting: object) -> dict:

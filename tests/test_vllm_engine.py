@@ -232,6 +232,21 @@ def test_thinking_that_took_all_it_may_is_brought_to_its_answer(model):
     assert len(ids) == 16
 
 
+def test_a_dead_process_has_no_new_session_and_no_budget_for_thinking_is_one_token(model):
+    engine = open_engine(VllmConfig(), model)
+    engine.session().add(1, REQUESTS[1], SAMPLING, thinking=0)
+    assert [params.max_tokens for _, params in engine._llm.llm_engine.asked] == [1]
+
+    def ensure_alive():
+        raise RuntimeError("EngineCore encountered an issue")
+
+    assert engine.alive
+    engine._core.engine_core.ensure_alive = ensure_alive
+    assert not engine.alive
+    with pytest.raises(WorkError, match="vLLM's process has ended"):
+        engine.session()
+
+
 def test_it_is_shared_between_clients(model):
     with closing(Live(open_engine(VllmConfig(), model))) as live:
         pieces = list(live.stream(REQUESTS[0], SAMPLING))

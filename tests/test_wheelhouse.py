@@ -292,6 +292,21 @@ def test_with_pip(copied, tmp_path):
     assert ran.stdout == "tiny 1\n"
 
 
+def test_a_wheel_that_was_cut_off_is_put_in_place_again(tmp_path, monkeypatch):
+    entry = {"foo-1.dist-info/entry_points.txt": "[console_scripts]\nfoo = foo:main\n", "foo.py": ""}
+    wheel = make_wheel(tmp_path, "foo", "1", entry)
+    target, scripts = tmp_path / "site", tmp_path / "bin"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(installer, "_write_commands", interrupted)
+        installer.unzip(wheel, target, scripts)
+    installer.unzip(wheel, target, scripts)
+    assert (scripts / "foo").is_file() and (target / "foo-1.dist-info/RECORD").is_file()
+
+
+def interrupted(*given):
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "evil-1.0.data/platform/x"])
 def test_a_wheel_that_would_write_elsewhere_is_refused(tmp_path, name):
     wheel = make_wheel(tmp_path, "evil", "1.0", {name: "x"})

@@ -57,7 +57,7 @@ class VllmEngine:
         self._positions = self._core.model_config.max_model_len
 
     def session(self) -> VllmSession:
-        """A running batch, for one thread; one at a time. Raises WorkError while the engine sleeps."""
+        """A running batch, for one thread; one at a time. Raises WorkError while the engine sleeps, or when it has died."""
         return self._session(whole=False)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Completion]:
@@ -71,7 +71,18 @@ class VllmEngine:
     def _session(self, whole: bool) -> VllmSession:
         if self._empty:
             raise WorkError(f"{self.name}: the engine gave its weights back; wake and push first")
+        if not self.alive:
+            raise WorkError(f"{self.name}: vLLM's process has ended; its own words stand above")
         return VllmSession(self._core, self.text, self._positions, whole, self.logprobs)
+
+    @property
+    def alive(self) -> bool:
+        """Whether vLLM's process, where it has one of its own, still works."""
+        try:
+            getattr(self._core.engine_core, "ensure_alive", lambda: None)()
+        except Exception:
+            return False
+        return True
 
     def push(self, weights: Mapping[str, Tensor], version: int) -> None:
         """Take over a policy's weights, by parameter name, from memory; `version` is what the engine serves from now on.

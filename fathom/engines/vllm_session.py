@@ -66,7 +66,9 @@ class VllmSession:
             text = None if self._whole else GrowingText(self._text)
             chain = _Chain(ticket, request, index, prompt, sampling, thinking, text)
             chain.begin(request.begun, self._logprobs)
-            most = sampling.max_tokens if thinking is None else min(thinking, sampling.max_tokens)
+            most = (
+                sampling.max_tokens if thinking is None else min(max(thinking, 1), sampling.max_tokens)
+            )  # vLLM writes one
             key = f"{request.key}/{len(request.begun)}" if request.begun else request.key
             self._submit(chain, most - len(request.begun), chain_seed(sampling.seed, key, index))
             self._of_ticket[ticket].add(chain)

@@ -18,7 +18,7 @@ from fathom.sources import benchmarks
 _RELATION = re.compile(r"\s+(>|<|over|above|beats|below|under)\s+", re.IGNORECASE)
 _METRIC = re.compile(r"\b(?:(pass@1|avg@(?P<avg>\d+))|(?P<cons>(?:cons|maj)@(?P<votes>\d+)))", re.IGNORECASE)
 _SAMPLES = re.compile(r"\bk\s*=\s*(\d+)", re.IGNORECASE)
-_TEMPERATURE = re.compile(r"\bT\s*=\s*([\d.]+)")
+_TEMPERATURE = re.compile(r"\bT\s*=\s*(\d+(?:\.\d+)?)")
 _FILLER = re.compile(r"\s+(?:on|at|gets|scores|reaches)$", re.IGNORECASE)
 _NUMBER = re.compile(r"(?<![\w.@-])([+-]?)(\d+(?:\.\d+)?)\s*(%?)(?![\w.-])")
 
@@ -76,6 +76,9 @@ def parse_claim(text: str, known: tuple[str, ...] = ()) -> Claim:
     other, other_value = _other_side(right) if right else (None, None)
     if relation and not other:
         raise InputError(f"claim {text!r}: no model after {relation!r}")
+    for figure in (value, other_value):
+        if figure is not None and not 0 <= figure <= 1:
+            raise InputError(f"claim {text!r}: {100 * figure:g} is no percentage")
     difference = None if value is None or not sign else (-value if sign == "-" else value)
     return Claim(
         text=text,

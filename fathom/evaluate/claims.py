@@ -22,7 +22,7 @@ from fathom.evaluate import evidence, intervals, power, published
 from fathom.evaluate.claim_text import Claim, parse_claim
 from fathom.evaluate.compare import load_scores
 from fathom.evaluate.evidence import Z95, Side
-from fathom.evaluate.scores import Scores, shared
+from fathom.evaluate.scores import Scores, Setting, shared
 
 TOLERANCE = 0.05
 """A claim of one figure is carried when a rerun could have shown it wrong by this much (with power 80%)."""
@@ -103,6 +103,7 @@ def _unchecked(claimed: Side) -> dict[str, Any]:
 
 
 def _compare(claim: Claim, runs: list[Scores]) -> dict[str, Any]:
+    runs = _sampled_alike(claim, runs)
     a = evidence.best(claim, claim.model, claim.value, runs)
     b = evidence.best(claim, claim.other, claim.other_value, runs)
     here, beyond = _on_these_problems(a, b), _on_problems_like_these(a, b, claim)
@@ -127,6 +128,17 @@ def _compare(claim: Claim, runs: list[Scores]) -> dict[str, Any]:
         "needed": _needed(_noise(a, b, claim), aim, a, claim) if aim else None,
         "notes": [*a.notes, *b.notes],
     }
+
+
+def _sampled_alike(claim: Claim, runs: list[Scores]) -> list[Scores]:
+    """Those of settings that the run has of both models, where it has any: what differs must be the model alone."""
+
+    def settings(model: str) -> set[Setting]:
+        return {score.setting for score in runs if published.same_name(score.model, model)}
+
+    both = settings(claim.model) & settings(claim.other)
+    both = {setting for setting in both if setting.benchmark == claim.benchmark}
+    return [score for score in runs if score.setting in both] or runs
 
 
 def _verdict(claim: Claim, ci: list[float], size: float | None) -> str:

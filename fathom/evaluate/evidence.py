@@ -63,7 +63,11 @@ class Side:
 
 
 def from_rollouts(score: Scores, claim: Claim) -> Side:
-    """A rate measured by stored rollouts, its noise estimated from them."""
+    """A rate measured by stored rollouts, its noise estimated from them. Raises InputError for a single problem."""
+    if len(score.problem_ids) < 2:
+        raise InputError(
+            f"claim {claim.text!r}: the run has one problem of {claim.benchmark}, and an interval needs two"
+        )
     if claim.metric == "cons":
         values, samples = score.consensus, 1
         pairs = zip(score.votes, score.correct, strict=True)
@@ -71,9 +75,19 @@ def from_rollouts(score: Scores, claim: Claim) -> Side:
     else:
         values, samples = score.solve_rates, score.samples
         within = power.within_variance(score.correct) if samples > 1 else float(values.mean() * (1 - values.mean()))
+        within = max(within, _least_variance(len(values) * samples))
     ci = intervals.rate_interval(values, samples)
     source = f"rollouts, {score.setting}"
     return Side(score.model, float(values.mean()), len(values), samples, score.samples, within, ci, source, score)
+
+
+def _least_variance(chains: int) -> float:
+    """Of one sample's value: chains that all agree show a rate near 0 or 1, and not one that is certain.
+
+    The rate is Agresti and Coull's, two right and two wrong ones added.
+    """
+    rate = 2 / (chains + 4)
+    return rate * (1 - rate)
 
 
 def _vote_variance(votes: np.ndarray, correct: np.ndarray, draws: int = 200) -> float:
@@ -107,12 +121,14 @@ def stated(claim: Claim, model: str, value: float, problems: int | None = None) 
 def _bounded(model: str, value: float, problems: int, chains: int, metric: str, source: str) -> Side:
     samples = chains if metric == "pass1" else 1
     ci = intervals.score_interval(value, problems)
-    return Side(model, value, problems, samples, chains, value * (1 - value), ci, source)
+    within = max(value * (1 - value), _least_variance(problems * samples))
+    return Side(model, value, problems, samples, chains, within, ci, source)
 
 
 def best(claim: Claim, model: str, value: float | None, runs: list[Scores]) -> Side:
     """The best evidence for one side of a comparison: the run's, else the published, else the stated figure."""
     score = pick(claim, model, runs, alone=False)
+    there = next((len(s.problem_ids) for s in runs if s.setting.benchmark == claim.benchmark), None)
     if score is not None:
         return from_rollouts(score, claim)
     listed = published.find(model, claim.benchmark, claim.metric)
@@ -123,7 +139,7 @@ def best(claim: Claim, model: str, value: float | None, runs: list[Scores]) -> S
         raise InputError(
             f"claim {claim.text!r}: {model} on {claim.benchmark} is neither in the run nor published; state its figure"
         )
-    side = stated(claim, model, value)
+    side = stated(claim, model, value, there)
     if own and not any(agrees(value, figure) for figure in listed):
         return replace(side, misquoted=f"the published figure is {own[0].value:.2%}, not {value:.2%}")
     return side
@@ -144,6 +160,9 @@ def pick(claim: Claim, model: str, runs: list[Scores], alone: bool = True) -> Sc
     if not named and alone:
         models = ", ".join(sorted({score.model for score in there})) or "no model"
         raise InputError(f"claim {claim.text!r}: the run has {models} on {claim.benchmark}, not {model!r}")
+    if alone and len({score.setting.temperature for score in named}) > 1:
+        told = ", ".join(str(score.setting) for score in named)
+        raise InputError(f"claim {claim.text!r}: the run has {named[0].model} as {told}; say which with T=")
     return named[0] if named else None
 
 

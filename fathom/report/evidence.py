@@ -29,13 +29,13 @@ def chains_of(run: Run, model: str, setting: facts.Setting) -> list[Rollout]:
     stage = evaluation(run, model)
     if stage is None:
         return []
-    wanted = (model, setting.benchmark, setting.temperature, setting.top_p)
+    wanted = (model, setting.benchmark, setting.temperature, setting.top_p, setting.max_tokens)
     return [chain for chain in rollouts(stage) if (chain.model, *_drawn(chain)) == wanted]
 
 
-def _drawn(chain: Rollout) -> tuple[Any, float | None, float | None]:
+def _drawn(chain: Rollout) -> tuple[Any, ...]:
     sampling = chain.sampling
-    drawn = (sampling.temperature, sampling.top_p) if sampling else (None, None)
+    drawn = (sampling.temperature, sampling.top_p, sampling.max_tokens) if sampling else (None, None, None)
     return (chain.meta.get("benchmark"), *drawn)
 
 
@@ -123,12 +123,13 @@ def budget_curves(run: Run) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for curve in curves:
         if len(curve["points"]) > 1:
-            groups.setdefault((curve["benchmark"], curve["temperature"], curve["top_p"]), []).append(curve)
+            key = (curve["benchmark"], curve["temperature"], curve["top_p"], curve.get("max_tokens"))
+            groups.setdefault(key, []).append(curve)
     return [_budget_plot(run, key, group) for key, group in groups.items()]
 
 
 def _budget_plot(run: Run, key: tuple[Any, ...], curves: list[dict[str, Any]]) -> dict[str, Any]:
-    benchmark, temperature, top_p = key
+    benchmark, temperature, top_p, _ = key
     base = next((curve["model"] for curve in curves if curve["model"] == "base"), None)
     colours = charts.styles([curve["model"] for curve in curves], base, run.final)
     series = [_budget_line(curve, colours[curve["model"]]) for curve in curves]

@@ -186,7 +186,7 @@ def solve(
     asked: Callable[[Problem], Sequence[Message]] = ask,
     told: Callable[[int], None] = lambda chains: None,
 ) -> Iterator[Consensus]:
-    """The consensus of each problem, in order; `TOGETHER` problems at a time.
+    """The consensus of each problem, in order, as soon as it and those before it are settled; `TOGETHER` are asked at a time.
 
     samples: k, at least 1. error: 0 for the answer of cons@k itself, else the chance of missing it that may be
     taken. asked: the messages that put a problem to the model. told: called with the number of chains so far, after
@@ -196,9 +196,13 @@ def solve(
     counted = count(1)
     for start in range(0, len(voted), TOGETHER):
         votes = voted[start : start + TOGETHER]
+        due = 0
         for _ in draw(votes, engine, sampling):
             told(next(counted))
-        yield from (vote.result() for vote in votes)
+            while due < len(votes) and votes[due].wave() is None:
+                yield votes[due].result()
+                due += 1
+        yield from (vote.result() for vote in votes[due:])
 
 
 def draw(votes: Sequence[Vote], engine: Engine, sampling: Sampling) -> Iterator[Completion]:

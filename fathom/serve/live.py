@@ -207,6 +207,8 @@ class Live:
                 self._cancel([job.ticket], error)
             except Exception as error:
                 self._cancel([job.ticket], self._failure(error))
+                if not getattr(self.engine, "alive", True):
+                    return self._recover(self._failure(error))
         return True
 
     def _next(self, room: int) -> list[_Job]:
