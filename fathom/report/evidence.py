@@ -123,7 +123,8 @@ def budget_curves(run: Run) -> list[dict[str, Any]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for curve in curves:
         if len(curve["points"]) > 1:
-            key = (curve["benchmark"], curve["temperature"], curve["top_p"], curve.get("max_tokens"))
+            most = None if curve["temperature"] is None else curve["points"][-1]["max_tokens"]
+            key = (curve["benchmark"], curve["temperature"], curve["top_p"], most)
             groups.setdefault(key, []).append(curve)
     return [_budget_plot(run, key, group) for key, group in groups.items()]
 
