@@ -75,6 +75,8 @@ def evaluate(config: Any, inputs: Inputs, setting: Setting) -> Estimate:
         chains = Range.exactly(problems * (config.samples if sampling.temperature else 1))
         made = generate(config, inputs, setting, chains, BENCHMARK_CHAIN * sampling.max_tokens, sampling.max_tokens)
         total = made if total is None else _both(total, made)
+    if len(config.samplings) > 1 and config.engine.kind == "http" and not config.engine.replay:
+        return replace(total, note=_called(config.engine, total.api_usd))
     return total
 
 
@@ -113,10 +115,7 @@ def generate(
         ]
         api_usd = None if None in costs else Range(*costs)
         seconds = BATCH_SECONDS if batch else chains * CALL_SECONDS * (1 / config.engine.concurrency)
-        told = "no price is known" if api_usd is None else f"{dollars(api_usd.mid)} of it for their tokens"
-        return Estimate(
-            seconds, tokens=tokens, api_usd=api_usd, note=f"{'batches' if batch else 'calls'} to {name}: {told}"
-        )
+        return Estimate(seconds, tokens=tokens, api_usd=api_usd, note=_called(config.engine, api_usd))
     shape = shape_of(config.model, inputs, setting)
     if shape is None:
         return Estimate(None, tokens=tokens, note="size of the model unknown before it is downloaded")
@@ -126,10 +125,15 @@ def generate(
     return Estimate(START_SECONDS[setting.kind] + (chains * length).over(speed), tokens=tokens, peak_gib=peak)
 
 
+def _called(engine: Any, api_usd: Range | None) -> str:
+    told = "no price is known" if api_usd is None else f"{dollars(api_usd.mid)} of it for their tokens"
+    return f"{'batches' if engine.batch else 'calls'} to {engine.model}: {told}"
+
+
 def _both(first: Estimate, second: Estimate) -> Estimate:
     """One stage that does two pieces of work in turn."""
     return Estimate(
-        first.seconds + second.seconds,
+        first.seconds + second.seconds if first.seconds and second.seconds else None,
         tokens=first.tokens + second.tokens if first.tokens and second.tokens else None,
         peak_gib=max(first.peak_gib or 0, second.peak_gib or 0) or None,
         api_usd=first.api_usd + second.api_usd if first.api_usd and second.api_usd else None,

@@ -223,6 +223,7 @@ def test_models_are_compared_where_they_were_sampled_alike(tmp_path):
     ("text", "told"),
     [
         ("X AIME25 152.7", "152.7 is no percentage"),
+        ("Fathom-R1-14B AIME25 52,71", "no figure after the benchmark"),
         ("X AIME25 50 > Y 251", "251 is no percentage"),
         ("m house 50", "the run has one problem of house, and an interval needs two"),
     ],

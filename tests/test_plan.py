@@ -350,9 +350,26 @@ def test_a_model_of_unknown_size_has_no_price(tmp_path):
     recipe, steps, told = recipe_forecast("sky-t1-32b", "models.base=some/other-model", "budget.usd=1000000")
     trained = next(told[s.stage.name] for s in steps if s.stage.op_name == "sft")
     assert trained["usd"] is None and trained["hours"] is None
+    twice = "eval_base.samplings=[{temperature: 0.6, max_tokens: 100}, {temperature: 0, max_tokens: 100}]"
+    assert recipe_forecast("fathom-r1-14b", "models.base=some/other-model", twice)[2]["eval_base"]["usd"] is None
     table = plan_table(recipe, steps, told)
     assert re.search(r"unknown .*unpriced", next(line for line in table.splitlines() if line.startswith("student ")))
     assert re.search(r"\d stages? unpriced; what has a price is within the budget", table)
+
+
+def test_what_calls_cost_is_told_of_all_samplings():
+    called = "eval_base.engine={kind: http, model: gpt-4o-mini, base_url: 'https://api.openai.com/v1'}"
+    one, two = (
+        recipe_forecast(
+            "fathom-r1-14b",
+            called,
+            "eval_base.model=null",
+            f"eval_base.samplings=[{', '.join(['{max_tokens: 100}'] * n)}]",
+        )[2]["eval_base"]
+        for n in (1, 2)
+    )
+    paid = [float(re.search(r"\$([\d.]+) of it", found["note"])[1]) for found in (one, two)]
+    assert paid[1] == pytest.approx(2 * paid[0], rel=0.05)
 
 
 def test_eight_bits_on_a_gpu_that_has_none_are_refused_before_anything_runs():

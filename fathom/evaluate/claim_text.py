@@ -20,7 +20,7 @@ _METRIC = re.compile(r"\b(?:(pass@1|avg@(?P<avg>\d+))|(?P<cons>(?:cons|maj)@(?P<
 _SAMPLES = re.compile(r"\bk\s*=\s*(\d+)", re.IGNORECASE)
 _TEMPERATURE = re.compile(r"\bT\s*=\s*(\d+(?:\.\d+)?)")
 _FILLER = re.compile(r"\s+(?:on|at|gets|scores|reaches)$", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.@-])([+-]?)(\d+(?:\.\d+)?)\s*(%?)(?![\w.-])")
+_NUMBER = re.compile(r"(?<![\w.,@-])([+-]?)(\d+(?:\.\d+)?)\s*(%?)(?![\w.-]|,\d)")
 
 ALIASES = {
     "aime24": ("aime24", "aime2024", "aime 2024", "aime 24", "aime'24"),
