@@ -100,7 +100,7 @@ class Processes:
                     yield position, left.result()
             except BrokenProcessPool:
                 raise WorkError(
-                    f"one of {self._count} processes was killed, most often because memory ran out; fewer `workers` need less"
+                    f"one of {self._count} processes ended; if it was killed, memory may have run out: fewer `workers` need less"
                 ) from None
 
 

@@ -214,16 +214,24 @@ def test_models_are_compared_where_they_were_sampled_alike(tmp_path):
     run = tmp_path / "r.jsonl"
     run.write_text("".join(part.read_text() for part in parts))
     assert check_claim("merged house > base", run)["verdict"] == "consistent"
-    with pytest.raises(InputError, match=r"the run has base as house \(T=0 .*house \(T=0\.6 .*; say which with T="):
+    with pytest.raises(InputError, match=r"the run has base as house \(T=0 .*house \(T=0\.6 .*; say which, with T="):
         check_claim("base house 40 k=8", run)
     assert check_claim("base house 90 k=8 T=0", run)["evidence"][0]["samples"] == 1
+    with pytest.raises(InputError, match="merged on house is neither in the run nor published"):
+        check_claim("base house > merged T=0", run)
+    parts.append(write_run(tmp_path / "c.jsonl", {"merged": RATES, "base": RATES}, "house", 8, temperature=1.0))
+    run.write_text("".join(part.read_text() for part in parts))
+    with pytest.raises(InputError, match=r"merged as house \(T=0\.6 .*house \(T=1 .*say which, with T="):
+        check_claim("merged house > base", run)
+    assert check_claim("merged house > base T=.6", run)["verdict"] == "consistent"
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
         ("X AIME25 152.7", "152.7 is no percentage"),
-        ("Fathom-R1-14B AIME25 52,71", "no figure after the benchmark"),
+        ("Fathom-R1-14B AIME25 52,71", "52,71: write a figure with a point"),
+        ("m AIME25 43.3 > b 41,2%", "41,2%: write a figure with a point"),
         ("X AIME25 50 > Y 251", "251 is no percentage"),
         ("m house 50", "the run has one problem of house, and an interval needs two"),
     ],

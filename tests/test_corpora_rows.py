@@ -195,6 +195,9 @@ def test_a_column_of_chains_that_no_row_has_is_refused(tmp_path):
         tmp_path, {"name": "local", "path": path, "chains": {"text": "chain", "tokens": "usage.tokens"}}
     )
     assert [chain.tokens for chain in chains] == [7, 0]
+    rows = [{"problem": "q", "answer": "1", "gen": [], "n": []}, {"problem": "r", "answer": "1", "gen": None, "n": 0}]
+    path = write(tmp_path / "n.jsonl", rows)
+    assert run(tmp_path, {"name": "local", "path": path, "chains": {"text": "gen", "tokens": "n"}})[2] == []
 
 
 def test_a_null_chain_counts(tmp_path):

@@ -261,6 +261,7 @@ def test_what_is_no_key_is_told_without_telling_it(monkeypatch, key):
         ({"base_url": "api.openai.com/v1"}, "base_url: expected an address like"),
         ({"base_url": "http://host:abc/v1"}, "base_url: 'host:abc' is no host and port"),
         ({"base_url": "http://a..b/v1"}, r"base_url: 'a\.\.b' is no host and port"),
+        ({"base_url": "https://.openai.azure.com/v1"}, r"base_url: '\.openai\.azure\.com' is no host and port"),
         ({"body": {"n": 4, "stream": True}}, "body: n, stream: not for the recipe to set"),
         ({"body": {"max_tokens": "many"}}, "body: max_tokens: expected a whole number"),
         ({"body": {"max_completion_tokens": None}}, "body: .* no bound; give max_tokens in its place"),

@@ -174,8 +174,9 @@ class HttpConfig(StageConfig):
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("expected an address like https://api.openai.com/v1")
         try:
-            unreachable = address.port == 0 or ".." in address.hostname
-        except ValueError:  # a port that is no number, or too large a one
+            address.hostname.encode("idna")
+            unreachable = address.port == 0 or not value.isprintable()
+        except ValueError:  # a port that is no number, or too large a one; a name that none can have
             unreachable = True
         if unreachable:
             raise ValueError(f"{address.netloc!r} is no host and port")

@@ -18,9 +18,10 @@ from fathom.sources import benchmarks
 _RELATION = re.compile(r"\s+(>|<|over|above|beats|below|under)\s+", re.IGNORECASE)
 _METRIC = re.compile(r"\b(?:(pass@1|avg@(?P<avg>\d+))|(?P<cons>(?:cons|maj)@(?P<votes>\d+)))", re.IGNORECASE)
 _SAMPLES = re.compile(r"\bk\s*=\s*(\d+)", re.IGNORECASE)
-_TEMPERATURE = re.compile(r"\bT\s*=\s*(\d+(?:\.\d+)?)")
+_TEMPERATURE = re.compile(r"\bT\s*=\s*(\d+(?:\.\d+)?|\.\d+)")
 _FILLER = re.compile(r"\s+(?:on|at|gets|scores|reaches)$", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.,@-])([+-]?)(\d+(?:\.\d+)?)\s*(%?)(?![\w.-]|,\d)")
+_NUMBER = re.compile(r"(?<![\w.@-])([+-]?)(\d+(?:\.\d+)?)\s*(%?)(?![\w.-])")
+_COMMA = re.compile(r"(?<![\w.-])\d+,\d+%?(?![\w.-])")
 
 ALIASES = {
     "aime24": ("aime24", "aime2024", "aime 2024", "aime 24", "aime'24"),
@@ -64,6 +65,8 @@ def parse_claim(text: str, known: tuple[str, ...] = ()) -> Claim:
     temperature = _TEMPERATURE.search(text)
     samples = _SAMPLES.search(text)
     body = _SAMPLES.sub(" ", _TEMPERATURE.sub(" ", text)).replace("(", " ").replace(")", " ").strip()
+    if found := _COMMA.search(body):
+        raise InputError(f"claim {text!r}: {found[0]}: write a figure with a point")
     left, relation, right = _split(body)
     start, end, benchmark = _benchmark(left, text, known)
     model, rest = _FILLER.sub("", left[:start].strip(" ,:")), left[end:]

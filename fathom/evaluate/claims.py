@@ -137,7 +137,7 @@ def _sampled_alike(claim: Claim, runs: list[Scores]) -> list[Scores]:
         return {score.setting for score in runs if published.same_name(score.model, model)}
 
     both = settings(claim.model) & settings(claim.other)
-    both = {setting for setting in both if setting.benchmark == claim.benchmark}
+    both = {s for s in both if s.benchmark == claim.benchmark and claim.temperature in (None, s.temperature)}
     return [score for score in runs if score.setting in both] or runs
 
 

@@ -160,9 +160,10 @@ def pick(claim: Claim, model: str, runs: list[Scores], alone: bool = True) -> Sc
     if not named and alone:
         models = ", ".join(sorted({score.model for score in there})) or "no model"
         raise InputError(f"claim {claim.text!r}: the run has {models} on {claim.benchmark}, not {model!r}")
-    if alone and len({score.setting.temperature for score in named}) > 1:
-        told = ", ".join(str(score.setting) for score in named)
-        raise InputError(f"claim {claim.text!r}: the run has {named[0].model} as {told}; say which with T=")
+    if len(settings := {score.setting: score for score in named}) > 1:
+        told = ", ".join(map(str, settings))
+        how = "with T=" if len({setting.temperature for setting in settings}) > 1 else "by a run that has one of them"
+        raise InputError(f"claim {claim.text!r}: the run has {named[0].model} as {told}; say which, {how}")
     return named[0] if named else None
 
 

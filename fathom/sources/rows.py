@@ -8,6 +8,7 @@ rows go by one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import string
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -307,10 +308,14 @@ def _difficulty(given: Any) -> float | None:
 
 
 def to_chains(row: Any, c: ChainColumns, problem_id: str, unseen: set[str], first: int = 0) -> list[Rollout]:
-    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none, but counts.
+    """The row's chains, counted from `first`. An empty text is a chain that failed; a null is none, but counts where others follow.
 
     unseen: loses the optional columns that the row has. Raises Unusable for a chain that is not text and for columns that don't fit each other.
     """
+    for column in tuple(unseen):
+        with contextlib.suppress(Unusable):
+            value(row, column)
+            unseen.discard(column)
     texts = value(row, c.text)
     single = isinstance(texts, str)
     texts = [texts] if single else texts or []
@@ -324,7 +329,6 @@ def to_chains(row: Any, c: ChainColumns, problem_id: str, unseen: set[str], firs
             found = value(row, column)
         except Unusable:
             return None
-        unseen.discard(column)
         if single or not isinstance(found, list):
             return found
         if len(found) != len(texts):
