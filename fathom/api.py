@@ -48,10 +48,13 @@ class Model:
         """The answer on which up to `samples` chains agree; drawing stops when the rest can't change it.
 
         error: 0 for the majority's answer itself, else the chance of missing it that may be taken. Raises InputError
-        for fewer than one sample.
+        for fewer than one sample, no chance, and a question without text.
         """
-        if samples < 1:
-            raise InputError(f"samples: expected a whole number from 1 up, got {samples}")
+        _check_question(question)
+        if type(samples) is not int or samples < 1:
+            raise InputError(f"samples: expected a whole number from 1 up, got {samples!r}")
+        if not 0 <= error < 1:
+            raise InputError(f"error: expected a chance from 0 to below 1, got {error!r}")
         sampling = self._settings.sampling
         if max_tokens is not None:
             sampling = replace(sampling, max_tokens=max_tokens)
@@ -61,7 +64,8 @@ class Model:
         return result
 
     def stream(self, question: str) -> Iterator[Turn]:
-        """One answer while it grows: the same `Turn` again and again, with more in it."""
+        """One answer while it grows: the same `Turn` again and again, with more in it. Raises InputError for a question without text."""
+        _check_question(question)
         return self.conversation().ask(question)
 
     def ask(self, question: str) -> Turn:
@@ -83,6 +87,11 @@ class Model:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_question(question: str) -> None:
+    if not isinstance(question, str) or not question.strip():
+        raise InputError("the question is empty" if isinstance(question, str) else f"{question!r} is no question")
 
 
 def load(model: str | Path = EMBEDDED, *sets: str) -> Model:

@@ -21,7 +21,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from fathom.config import StageConfig
-from fathom.records import Rollout
+from fathom.records import Rollout, within
 
 REFERENCE = 64
 """Chains per problem that count as measuring its rate well."""
@@ -119,7 +119,7 @@ def count_solved(rollouts: Iterable[Rollout], max_tokens: int | None = None) -> 
     for r in rollouts:
         if r.verdict is None or r.verdict.correct is None:
             continue
-        solved = r.verdict.correct and (max_tokens is None or r.tokens <= max_tokens)
+        solved = r.verdict.correct and within(r, max_tokens)
         old = counts.get(r.problem_id, Count())
         counts[r.problem_id] = Count(old.correct + solved, old.chains + 1)
     return counts

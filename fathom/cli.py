@@ -49,6 +49,7 @@ Unsafe = Annotated[
 
 def main() -> None:
     """Entry point: runs a command and turns errors into one line and an exit code."""
+    _open_streams()
     try:
         status = app(standalone_mode=False)
         sys.stdout.flush()
@@ -73,9 +74,24 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _open_streams() -> None:
+    """Let /dev/null stand for a standard stream that the caller has closed: the next file or socket would get its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, closefd=False))
+
+
 def _usage_error(error: Exception) -> None:
     """Exit with 2 when the command line itself is wrong (unknown option, missing argument)."""
     code = getattr(error, "exit_code", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(2)
     if code is not None and hasattr(error, "format_message"):
         _fail(error.format_message(), 2)
 
@@ -147,7 +163,7 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option(help="Chains per problem.", min=1)] = 64,
     max_tokens: Annotated[int, typer.Option(help="Token budget of a chain.", min=1)] = 16384,
-    out: RunDir = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Run directory; default runs/eval-<model>.")] = None,
     sets: Sets = [],  # noqa: B006
     as_json: Json = False,
     unsafe_exec: Unsafe = False,

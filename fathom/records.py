@@ -101,6 +101,15 @@ class Rollout:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+def within(chain: Rollout, max_tokens: int | None) -> bool:
+    """Whether a chain is of at most so many tokens; any is where there is no limit. Raises InputError where nobody counted them."""
+    if max_tokens is None:
+        return True
+    if not chain.tokens and chain.text:
+        raise InputError(f"max_tokens: chain {chain.problem_id}#{chain.index} has no count of its tokens")
+    return chain.tokens <= max_tokens
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn. reasoning: the thinking of an assistant turn, kept apart from its content."""

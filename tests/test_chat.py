@@ -284,8 +284,15 @@ def test_every_question_to_the_api_is_put_in_the_same_words(monkeypatch):
             model._live, "generate", lambda requests, sampling: asked.extend(requests) or real(requests, sampling)
         )
         model.solve("What is 2 + 3?", samples=1, max_tokens=8)
-        with pytest.raises(InputError, match="samples: expected a whole number from 1 up, got 0"):
-            model.solve("What is 2 + 3?", samples=0)
+        for samples in (0, 2.5, "4"):
+            with pytest.raises(InputError, match="samples: expected a whole number from 1 up"):
+                model.solve("What is 2 + 3?", samples=samples)
+        with pytest.raises(InputError, match="error: expected a chance from 0 to below 1, got nan"):
+            model.solve("What is 2 + 3?", error=float("nan"))
+        for question in ("", " ", None):
+            for ask in (model.ask, model.solve):
+                with pytest.raises(InputError, match=r"the question is empty|None is no question"):
+                    ask(question)
     assert [(m.role, m.content) for m in asked[0].messages] == [
         ("system", "Answer in French."),
         ("user", "What is 2 + 3?"),

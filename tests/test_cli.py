@@ -394,3 +394,16 @@ def test_a_model_is_measured_and_a_program_can_read_the_result(tmp_path):
     (row,) = results["rows"]
     assert (row["benchmark"], row["problems"], row["samples"], row["max_tokens"]) == ("mine", 1, 2, 8)
     assert (tmp_path / "run/report.html").is_file()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_standard_stream_is_no_trouble(tmp_path, closed):
+    """Its number would go to the next socket."""
+    (tmp_path / "p.py").write_text("print(4)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
+    command = f"exec {sys.executable} -m fathom sandbox p.py {closed}"
+    done = subprocess.run(
+        ["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert closed == ">&-" or "OK" in done.stdout

@@ -322,6 +322,13 @@ def test_nothing_left_is_one_line_with_the_funnel(tmp_path):
     assert str(caught.value) == "select: no problem left: problems 2, solve rate >= 0.2 0, with a correct chain 0"
 
 
+@pytest.mark.parametrize("chains", [64, 1100, 20_000])
+def test_an_interval_of_many_chains(chains):
+    low, high = posterior_interval(Count(chains // 2, chains), 0.95)
+    assert (low + high) / 2 == pytest.approx(0.5, abs=1e-3)
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / chains**0.5, rel=0.05)
+
+
 def test_two_benchmarks_of_one_name(tmp_path):
     write_jsonl(tmp_path / "problems.jsonl", problems(("a", "1")))
     twice = [{"generated": {"count": 5}}, {"generated": {"count": 6, "split": "eval"}}]

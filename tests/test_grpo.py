@@ -277,6 +277,14 @@ def test_how_it_is_drawn_may_change_between_kill_and_resume(undisturbed, inputs,
     assert hashes(tmp_path / "out") == undisturbed
 
 
+def test_what_was_not_trained_on_is_named(inputs, tmp_path):
+    grpo(inputs, tmp_path, batches=1, refills=0)
+    reasons = {row["id"]: row["reason"] for row in lines(tmp_path / "out/removed.jsonl")}
+    drawn = {chain.problem_id for chain in read_batch(tmp_path / "scratch/batches/000000.safetensors").chains}
+    assert sorted(reasons.values()) == ["held out, to measure pass@1"] * 4 + ["the last batch came before it"] * 6
+    assert drawn.isdisjoint(reasons)
+
+
 class SpentInTheSecondBatch(Meter):
     """Its budget is spent once the loop has begun the first step of the second batch."""
 

@@ -1,6 +1,7 @@
 """Pairs of chains: which two a rule takes, how they are told apart, and what the op writes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -36,6 +37,18 @@ def chain(index: int, tokens: int, correct: bool | None, finish: str = "stop", p
 def test_which_two(rule, ratio, chains, expected):
     two = rule([chain(i, *of) for i, of in enumerate(chains)], ratio)
     assert (two and tuple(c.index for c in two)) == expected
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<think></think>", "</think>\n"])
+def test_a_chain_that_says_nothing_is_in_no_pair(text):
+    silent = replace(chain(1, 1, False), text=text)
+    assert careful([chain(0, 30, True), silent], 1) is None
+    assert careful([chain(0, 30, True), silent, chain(2, 9, False)], 1)[1].index == 2
+
+
+def test_one_text_of_two_lengths_is_no_pair():
+    one = chain(0, 10, True)
+    assert brief([one, replace(one, index=1, tokens=12)], 1) is None
 
 
 def test_characters_count_where_tokens_are_unknown():

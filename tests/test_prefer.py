@@ -261,11 +261,14 @@ def not_an_answer(rows):
     [
         (lambda rows: rows.clear(), {}, r"pairs\.jsonl: no pairs to train on"),
         (repeated, {}, r"pairs\.jsonl: pair id 'p1#0>1' occurs 2 times"),
-        (alike, {}, r"pairs\.jsonl: pair 'p2#0>1': chosen and rejected are the same"),
         (empty, {}, r"pairs\.jsonl: example 'p4#0>1 rejected': the assistant's turn is empty"),
         (not_an_answer, {}, r"pairs\.jsonl: example 'p5#0>1 chosen': the last message must be the assistant's"),
         (lambda rows: rows[0].pop("chosen"), {}, r"pairs\.jsonl:1: a Pair needs the key 'chosen'"),
-        (lambda rows: None, {"max_length": 5}, r"pairs\.jsonl: none of 10 pairs fits max_length 5"),
+        (
+            lambda rows: None,
+            {"max_length": 5},
+            r"pairs\.jsonl: none of 10 pairs can be learned from within max_length 5",
+        ),
     ],
 )
 def test_pairs_that_are_refused(inputs, tmp_path, change, settings, message):
@@ -275,6 +278,15 @@ def test_pairs_that_are_refused(inputs, tmp_path, change, settings, message):
     with pytest.raises(InputError, match=message) as caught:
         prefer({**inputs, "pairs": tmp_path}, tmp_path, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_a_pair_of_one_text_is_set_aside(inputs, tmp_path):
+    rows = [json.loads(line) for line in (inputs["pairs"] / "pairs.jsonl").read_text().splitlines()]
+    alike(rows)
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prefer({**inputs, "pairs": tmp_path}, tmp_path, epochs=1)
+    (removed,) = [json.loads(line) for line in (tmp_path / "out/removed.jsonl").read_text().splitlines()]
+    assert (removed["id"], removed["reason"]) == ("p2#0>1", "chosen and rejected are the same")
 
 
 def test_pairs_that_are_too_long_are_set_aside(inputs, tmp_path):

@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from models import write_model
@@ -15,7 +16,7 @@ from fathom import commands, report
 from fathom.errors import InputError
 from fathom.records import Rollout, read_jsonl, write_jsonl
 from fathom.report import why_text
-from fathom.report.why import why
+from fathom.report.why import _step, mention, why
 from fathom.store import hash_file, hash_path, read_manifest, write_json
 
 LEAK = "How many apples does Ann have when she buys 4 apples and then 9 apples more at the market in the town?"
@@ -143,6 +144,54 @@ def test_the_cost_of_a_row_is_its_chains_and_their_rewriting_once(run, tmp_path)
     finally:
         (artifact / "rollouts.jsonl").write_text(told["rollouts.jsonl"])
     assert why("all", run)["usd"] is None
+
+
+BRANCHES = """
+recipe: branches
+stages:
+  tok: {{op: tokenize, model: base, examples: easy, max_length: 250}}
+  easy: {{op: select, problems: measured, chains: z, solve_rate: {{min: 0.5}}}}
+  unique: {{op: dedup, problems: z}}
+  measured: {{op: solve_rate, problems: z, chains: z}}
+  z: {{op: given, path: "{z}"}}
+models: {{base: "{base}"}}
+"""
+
+
+def test_stages_are_told_after_those_that_they_read_whatever_the_recipes_order(run, tmp_path):
+    """A second branch off the source, and rows that the last stage cuts."""
+    graded = tmp_path / "z"
+    graded.mkdir()
+    for name in ("problems.jsonl", "rollouts.jsonl"):
+        shutil.copy(run / "artifacts/verified" / name, graded) if (run / "artifacts/verified" / name).exists() else (
+            shutil.copy(run / "artifacts/rated" / name, graded)
+        )
+    (tmp_path / "r.yaml").write_text(BRANCHES.format(z=graded, base=run.parent / "base"))
+    commands.run(tmp_path / "r.yaml", tmp_path / "out", [], None, None)
+    told = why("long", tmp_path / "out")
+    assert [step["stage"] for step in told["steps"]] == ["z", "unique", "measured", "easy", "tok"]
+    assert told["outcome"] == "chosen by easy, removed by tok"
+    assert told["steps"][2]["set"].keys() == {"solve_rate", "meta.solve_rate"}
+    assert why("long#0", tmp_path / "out")["problem"] == "long"
+
+
+def test_both_pairs_of_a_problem_are_known(tmp_path):
+    """One too long for the training, the other trained on."""
+    stage, later = (
+        SimpleNamespace(name=name, op=op, directory=tmp_path / name, metrics={})
+        for name, op in (("pp", "pairs"), ("flash", "prefer"))
+    )
+    for one, file, rows in (
+        (stage, "pairs.jsonl", [{"id": f"p#0>{i}", "problem_id": "p", "lineage": {}} for i in (1, 2)]),
+        (later, "removed.jsonl", [{"id": "p#0>1", "reason": "too long"}]),
+    ):
+        one.directory.mkdir()
+        write_rows(one.directory / file, rows)
+    found = [mention(one, "p") for one in (stage, later)]
+    assert _step(found[0], [])["more"] == [{"training_row": "p#0>2", "number": 2}]
+    assert _step(found[1], found[:1])["did"] == "trained on"
+    write_rows(later.directory / "removed.jsonl", [{"id": f"p#0>{i}", "reason": "too long"} for i in (1, 2)])
+    assert _step(mention(later, "p"), found[:1])["did"] == "left out"
 
 
 @pytest.mark.parametrize(("row", "told"), [

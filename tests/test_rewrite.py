@@ -211,6 +211,11 @@ def test_every_chain_is_rewritten_or_set_aside_with_its_reason(tmp_path, monkeyp
     assert SUM.question in engine.prompts["sum#0"] and f"{THINKING}{ANSWER}" in engine.prompts["sum#0"]
 
 
+def test_two_chains_of_one_name_are_refused_before_anything_is_asked(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"rewrite: 2 chains are called .*#\d; rewrite those of one model at a time"):
+        run(tmp_path, monkeypatch, None, [MATH_CHAIN, MATH_CHAIN])
+
+
 def test_only_correct_chains_where_asked_for(tmp_path, monkeypatch):
     wrong = chain(SUM, f"{THINKING} \\boxed{{41}}")
     chains = [

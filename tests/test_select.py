@@ -3,16 +3,19 @@
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from curating import stage
 
-from fathom.bands import Window
+from fathom.bands import Window, count_solved
 from fathom.config import validate
 from fathom.curate.examples import lineage, make_example, split_reasoning
 from fathom.curate.ops.mix import MixConfig, run_mix
 from fathom.curate.ops.select import SelectConfig, run_select
+from fathom.curate.pairs import by_problem
 from fathom.curate.select import (
+    above_average,
     choose_chain,
     ordered,
     outside,
@@ -225,6 +228,32 @@ def test_a_mixture_by_weights(tmp_path):
     metrics, kept, _ = mix(tmp_path, weights={"code": 1, "maths": 4}, order="difficulty")
     assert metrics["parts"] == {"code": 5, "maths": 20}
     assert [p.difficulty for p in kept] == sorted(p.difficulty for p in kept)
+
+
+@pytest.mark.parametrize(("lines", "told"), [
+    (slice(1, None), "part code: problem 'c0' has no row in examples.jsonl"),
+    ([0, 0], "part code: problem 'c0' has several rows in examples.jsonl"),
+])  # fmt: skip
+def test_a_part_has_one_row_for_each_problem(tmp_path, lines, told):
+    part = selection(tmp_path, "code", ["c0", "c1"])
+    rows = (part / "examples.jsonl").read_text().splitlines(keepends=True)
+    kept = rows[lines] if isinstance(lines, slice) else [rows[i] for i in lines]
+    (part / "examples.jsonl").write_text("".join(kept))
+    config = MixConfig.model_validate({"parts": {"code": "a"}})
+    with pytest.raises(InputError, match=told):
+        run_mix({"parts": {"code": part}}, config, tmp_path, Meter.null(tmp_path))
+
+
+def test_what_nobody_counted_is_within_no_limit():
+    counted, uncounted = chain("p", 5), replace(chain("p", 0), tokens=0)
+    assert usable_chains([counted, uncounted])["p"]
+    for use in (usable_chains, count_solved, by_problem):
+        with pytest.raises(InputError, match=r"max_tokens: chain p#\d has no count of its tokens"):
+            use([counted, uncounted], 16)
+
+
+def test_equal_ones_are_not_above_their_own_mean():
+    assert above_average([Problem(str(i), "?", "1", difficulty=4.4) for i in range(7)]).above == 4.4
 
 
 @pytest.mark.parametrize(("config", "told"), [

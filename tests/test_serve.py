@@ -130,6 +130,7 @@ def test_a_consensus_answers_with_its_vote(server):
     assert vote["drawn"] <= vote["samples"] == 3
     assert vote["interval"][0] < vote["agreement"] <= 1
     assert body["usage"]["completion_tokens"] == vote["tokens"]
+    assert 0 < body["usage"]["completion_tokens_details"]["reasoning_tokens"] < vote["tokens"]
     streamed = server.stream(seed=1, consensus={"samples": 3})
     assert streamed[-1]["fathom"]["consensus"] == vote
     assert joined(streamed)[0]["content"] == body["choices"][0]["message"]["content"]

@@ -247,6 +247,24 @@ def test_a_dead_process_has_no_new_session_and_no_budget_for_thinking_is_one_tok
         engine.session()
 
 
+def test_a_chain_that_vllm_gives_up_is_one_line_and_the_others_are_dropped(model):
+    engine = open_engine(VllmConfig(), model)
+    core = engine._llm.llm_engine
+    real = core.step
+
+    def step():
+        outputs = real()
+        for output in outputs:
+            if output.finished:
+                output.outputs[0].finish_reason = "error"
+        return outputs
+
+    core.step = step
+    with pytest.raises(WorkError, match=r"vLLM gave a chain up \(error\)"):
+        list(engine.generate(REQUESTS, SAMPLING))
+    assert not core.running
+
+
 def test_it_is_shared_between_clients(model):
     with closing(Live(open_engine(VllmConfig(), model))) as live:
         pieces = list(live.stream(REQUESTS[0], SAMPLING))

@@ -71,6 +71,9 @@ def run_rewrite(inputs: dict[str, Any], config: RewriteConfig, out: Path, meter:
     """
     problems = {p.id: p for p in read_problems(inputs["problems"] / "problems.jsonl")}
     chains = list(read_jsonl(inputs["chains"] / "rollouts.jsonl", Rollout))
+    key, count = Counter(map(_key, chains)).most_common(1)[0] if chains else ("", 0)
+    if count > 1:
+        raise InputError(f"rewrite: {count} chains are called {key}; rewrite those of one model at a time")
     removed = {_key(c): reason for c in chains if (reason := _why_not(c, problems, config)) is not None}
     wanted = [c for c in chains if _key(c) not in removed]
     if not wanted:

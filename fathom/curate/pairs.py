@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from fathom.curate.select import by_length, length_of
-from fathom.records import Rollout
+from fathom.records import Rollout, within
 
 Two = tuple[Rollout, Rollout]
 """(chosen, rejected)"""
@@ -39,16 +39,20 @@ def by_problem(chains: Iterable[Rollout], max_tokens: int | None = None) -> dict
     """Chains (of at most max_tokens) by problem id."""
     found: dict[str, list[Rollout]] = {}
     for chain in chains:
-        if max_tokens is None or chain.tokens <= max_tokens:
+        if within(chain, max_tokens):
             found.setdefault(chain.problem_id, []).append(chain)
     return found
 
 
 def _complete(chains: Sequence[Rollout], correct: bool) -> list[Rollout]:
-    return [c for c in chains if c.finish == "stop" and c.verdict is not None and c.verdict.correct is correct]
+    """Those that ended by themselves and say something."""
+    ended = (c for c in chains if c.finish == "stop" and c.text.replace("<think>", "").replace("</think>", "").strip())
+    return [c for c in ended if c.verdict is not None and c.verdict.correct is correct]
 
 
 def _longer(long: Rollout, short: Rollout, ratio: float) -> bool:
-    """Strictly longer, too, at a ratio of 1."""
+    """Strictly longer, too, at a ratio of 1; one text can be told by more tokens than it needs, and is no pair."""
+    if long.text.strip() == short.text.strip():
+        return False
     length = length_of((long, short))
     return length(long) > length(short) and length(long) >= ratio * length(short)

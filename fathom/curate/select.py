@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import mean
 from typing import Literal
 
 from fathom.bands import Window
 from fathom.chunks import draw
-from fathom.records import Problem, Rollout
+from fathom.records import Problem, Rollout, within
 
 ChainChoice = Literal["first", "shortest", "random"]
 Order = Literal["difficulty", "source", "none"]
@@ -33,7 +34,7 @@ def in_window(name: Literal["solve_rate", "difficulty"], window: Window) -> Call
 def above_average(problems: Iterable[Problem]) -> Window:
     """Difficulty strictly above the mean of the problems that have one."""
     known = [p.difficulty for p in problems if p.difficulty is not None]
-    return Window(above=sum(known) / len(known) if known else 0.0)
+    return Window(above=mean(known) if known else 0.0)  # exact, so that equal ones are not above their own mean
 
 
 def usable_chains(chains: Iterable[Rollout], max_tokens: int | None = None) -> dict[str, list[Rollout]]:
@@ -41,7 +42,7 @@ def usable_chains(chains: Iterable[Rollout], max_tokens: int | None = None) -> d
     usable: dict[str, list[Rollout]] = {}
     for chain in chains:
         correct = chain.verdict is not None and chain.verdict.correct is True
-        if correct and chain.finish == "stop" and (max_tokens is None or chain.tokens <= max_tokens):
+        if correct and chain.finish == "stop" and within(chain, max_tokens):
             usable.setdefault(chain.problem_id, []).append(chain)
     return {key: sorted(group, key=lambda c: c.index) for key, group in usable.items()}
 

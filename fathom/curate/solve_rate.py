@@ -9,7 +9,7 @@ window where the sampling stopped for being clear of that edge.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import comb
+from math import exp, lgamma, log, log1p
 
 from fathom.bands import Count
 from fathom.records import Problem
@@ -32,7 +32,11 @@ def _quantile(count: Count, p: float) -> float:
 def _beta_cdf(count: Count, x: float) -> float:
     """P(rate <= x): for whole counts the Beta integral is the binomial tail over chains + 1 trials."""
     trials = count.chains + 1
-    return sum(comb(trials, j) * x**j * (1 - x) ** (trials - j) for j in range(count.correct + 1, trials + 1))
+    whole, yes, no = lgamma(trials + 1), log(x), log1p(-x)
+    return sum(
+        exp(whole - lgamma(j + 1) - lgamma(trials - j + 1) + j * yes + (trials - j) * no)
+        for j in range(count.correct + 1, trials + 1)
+    )
 
 
 def with_solve_rate(problem: Problem, count: Count, level: float = 0.95) -> Problem:

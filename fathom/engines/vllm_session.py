@@ -124,6 +124,7 @@ class VllmSession:
         if output.finished:
             del self._chains[chain.name]
             if news.finish_reason not in ("stop", "length"):
+                self._forget(chain)
                 raise WorkError(f"{self._text.name}: vLLM gave a chain up ({news.finish_reason})")
             if not self._goes_on(chain):
                 finish = "stop" if chain.ids[-1] in self._text.stops else "length"

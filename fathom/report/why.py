@@ -1,6 +1,6 @@
 """One row's way through a run: where it came from, what each stage made of it, what it was used for.
 
-Told from the artifacts alone, stage by stage in the recipe's order; nothing is graded or computed again.
+Told from the artifacts alone, each stage after those that it reads; nothing is graded or computed again.
 A row is a problem (`aime/3`) or a training row of it (`aime/3#2`, chain 2); the whole problem is told in both cases.
 """
 
@@ -33,14 +33,14 @@ NEAREST = 3
 class Mention:
     """What one stage's files say of a problem.
 
-    chosen: (number in examples.jsonl or pairs.jsonl from 1, row). removed: its own row of removed.jsonl. aside: those of
+    chosen: (number in examples.jsonl or pairs.jsonl from 1, row) of each training row. removed: its own row of removed.jsonl. aside: those of
     its chains. instead: rows that were removed because this one stays.
     """
 
     stage: Stage
     problem: Row | None
     chains: Sequence[Row]
-    chosen: tuple[int, Row] | None
+    chosen: Sequence[tuple[int, Row]]
     removed: Row | None
     aside: Sequence[Row]
     instead: Sequence[Row]
@@ -63,10 +63,12 @@ def why(row: str, run_dir: Path | None = None) -> dict[str, Any]:
     run = read_run(run_dir or _only_run())
     problem = row
     mentions = [mention(stage, problem) for stage in run.stages]
-    if not any(mentions) and "#" in row:
-        problem = row.rpartition("#")[0]
-        mentions = [mention(stage, problem) for stage in run.stages]
-        _check_chain(row, problem, mentions)
+    if "#" in row and not any(found.hands_on or found.chains for found in mentions):
+        prefix = row.rpartition("#")[0]
+        of_prefix = [mention(stage, prefix) for stage in run.stages]
+        if any(of_prefix):
+            problem, mentions = prefix, of_prefix
+            _check_chain(row, problem, mentions)
     if not any(mentions):
         near = nearest(run, row)
         told = f"; the nearest are {', '.join(near)}" if near else ""
@@ -77,7 +79,7 @@ def why(row: str, run_dir: Path | None = None) -> dict[str, Any]:
         "problem": problem,
         "run": str(run.directory),
         "outcome": _outcome(steps),
-        "usd": _paid(mentions),
+        "usd": _paid(run, mentions),
         "steps": steps,
     }
 
@@ -85,7 +87,8 @@ def why(row: str, run_dir: Path | None = None) -> dict[str, Any]:
 def _check_chain(row: str, problem: str, mentions: Sequence[Mention]) -> None:
     """Raises InputError where the problem is known and has no such chain."""
     chains = {f"{problem}#{chain['index']}" for found in mentions for chain in found.chains}
-    known = chains | {str(found.chosen[1]["id"]) for found in mentions if found.chosen}
+    known = chains | {str(chosen["id"]) for found in mentions for _, chosen in found.chosen}
+    known |= {str(aside["id"]) for found in mentions for aside in found.aside}
     if any(mentions) and row not in known:
         told = f"its chains are {', '.join(sorted(known))}" if known else "it has no chains"
         raise InputError(f"{problem} has no chain {row!r}; {told}")
@@ -115,7 +118,7 @@ def mention(stage: Stage, problem: str) -> Mention:
         stage,
         problem=next((row for _, row in rows("problems.jsonl", "id")), None),
         chains=[row for _, row in rows("rollouts.jsonl", "problem_id")],
-        chosen=next((found for name in facts.ROW_FILES for found in rows(name, "problem_id")), None),
+        chosen=[found for name in facts.ROW_FILES for found in rows(name, "problem_id")],
         removed=next((row for row in removed if row["id"] == problem), None),
         aside=[row for row in removed if str(row["id"]).startswith(f"{problem}#")],
         instead=[row for row in removed if row.get("other") == problem],
@@ -157,27 +160,31 @@ def _shared(one: str, other: str) -> int:
 def _steps(run: Run, mentions: Sequence[Mention]) -> Iterator[Step]:
     """A step per stage that met the row; `from` names the stages it came from."""
     reads = facts.inputs(run)
-    handed_on: set[str] = set()
-    before: Row | None = None
+    handed_on: dict[str, Mention] = {}
     for found in mentions:
         stage = found.stage
-        came_from = sorted(handed_on.intersection(reads[stage.name]))
-        if found or (came_from and stage.op in USES):
-            yield {"stage": stage.name, "op": stage.op, "from": came_from, **_step(found, before)}
-        before = found.problem or before
+        sources = [handed_on[name] for name in reads[stage.name] if name in handed_on]
+        if found or (sources and stage.op in USES):
+            came_from = sorted(source.stage.name for source in sources)
+            yield {"stage": stage.name, "op": stage.op, "from": came_from, **_step(found, sources)}
         if found.hands_on:
-            handed_on.add(stage.name)
+            handed_on[stage.name] = found
 
 
-def _step(found: Mention, before: Row | None) -> Step:
-    """What a stage did with the row: `did`, and what belongs to that."""
+def _step(found: Mention, sources: Sequence[Mention]) -> Step:
+    """What a stage did with the row: `did`, and what belongs to that. sources: what the stages that it reads say of it."""
     op = found.stage.op
+    before = next((source.problem for source in sources if source.problem), None)
+    given = {row["id"] for source in sources for _, row in source.chosen}
+    none_left = given <= {row["id"] for row in found.aside}
     if found.removed:
         step = {"did": "removed", **{name: value for name, value in found.removed.items() if name != "id"}}
     elif op in USES:
-        step = {"did": "left out" if found.aside else USES[op]}
+        step = {"did": "left out" if found.aside and none_left else USES[op]}
+    elif given and none_left and not found.hands_on:
+        step = {"did": "removed", "reason": "; ".join(dict.fromkeys(row["reason"] for row in found.aside))}
     elif found.chosen:
-        number, row = found.chosen
+        number, row = found.chosen[0]
         lineage = row.get("lineage", {})
         step = {
             "did": "chosen",
@@ -185,6 +192,8 @@ def _step(found: Mention, before: Row | None) -> Step:
             "number": number,
             "rows": found.stage.metrics.get("pairs" if op == "pairs" else "examples"),
         }
+        if len(found.chosen) > 1:
+            step["more"] = [{"training_row": row["id"], "number": number} for number, row in found.chosen[1:]]
         step |= (
             {"lineage": lineage} if op in ("select", "pairs") else {"part": lineage.get("part")} if op == "mix" else {}
         )
@@ -208,7 +217,7 @@ def _origin(problem: Row) -> Step:
 
 def _changes(before: Row, after: Row) -> Step:
     """What a stage wrote on the problem: fields and keys of `meta` that are new or different."""
-    found = {name: after[name] for name in OWN_FIELDS if after.get(name) != before.get(name)}
+    found = {name: after.get(name) for name in OWN_FIELDS if after.get(name) != before.get(name)}
     known = before.get("meta", {})
     found |= {f"meta.{name}": value for name, value in after.get("meta", {}).items() if value != known.get(name)}
     return {"set": found} if found else {}
@@ -241,13 +250,21 @@ def _outcome(steps: Sequence[Step]) -> str:
     return "a problem of an evaluation" if held_out else "kept, not chosen yet"
 
 
-def _paid(mentions: Sequence[Mention]) -> float | None:
-    """Dollars for its chains and their rewriting: each chain once, as the last artifact that has it says."""
-    costs: dict[tuple[str, int], float] = {}
+def _paid(run: Run, mentions: Sequence[Mention]) -> float | None:
+    """Dollars for its chains and their rewriting: each chain once, as the last artifact that has it says.
+
+    A stage has a chain from one that it reads, where that has a chain of this model and index, else of its own.
+    """
+    reads = facts.inputs(run)
+    drawn_by: dict[tuple[str, str, int], str] = {}
+    costs: dict[tuple[str, str, int], float] = {}
     for found in mentions:
         for row in found.chains:
+            name = found.stage.name
+            sources = (drawn_by.get((source, row["model"], row["index"])) for source in reads[name])
+            by = drawn_by[name, row["model"], row["index"]] = next(filter(None, sources), name)
             meta = row.get("meta", {})
             known = [usd for usd in (meta.get("usd"), meta.get("rewrite", {}).get("usd")) if usd is not None]
             if known:
-                costs[row["model"], row["index"]] = sum(known)
+                costs[by, row["model"], row["index"]] = sum(known)
     return sum(costs.values()) if costs else None

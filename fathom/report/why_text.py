@@ -41,6 +41,7 @@ def _told(step: Mapping[str, Any]) -> Iterator[str]:
         of = f" of {step['rows']}" if step["rows"] else ""
         yield f"chosen: training row {step['training_row']}, number {step['number']}{of}"
         yield from (f"{name}: {_plain(step[name])}" for name in ("lineage", "part") if step.get(name))
+        yield from (f"and {more['training_row']}, number {more['number']}" for more in step.get("more", ()))
     elif did in ("trained on", "exported", "left out"):
         yield f"{did}, from {' and '.join(step['from'])}"
     if "chains" in step:

@@ -6,6 +6,7 @@ The voting runs in a thread, for grading may take a while; what it rests on is d
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from concurrent.futures import Executor
 
 from fathom.engines.session import Piece
@@ -28,9 +29,13 @@ async def consult(
     request = order.request
     problem = Problem(request.key, request.messages[-1].content, None)
 
+    thoughts: defaultdict[tuple[int, int], Thinking] = defaultdict(lambda: Thinking(bool(order.opened)))
+
     def count(piece: Piece) -> None:
+        thought = thoughts[piece.ticket, piece.index]
         visit.prompt_tokens = piece.prompt_tokens
-        visit.grew(piece.tokens, thinking=False)
+        visit.grew(piece.tokens, thought.inside)
+        thought.feed(piece.text)
 
     asker = Asker(live, count, order.thinking, order.owner)
 

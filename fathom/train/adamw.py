@@ -75,11 +75,11 @@ class Moments:
     v_scale: torch.Tensor | None = None
 
     @classmethod
-    def zero(cls, like: torch.Tensor, states: str) -> Moments:
-        """For a tensor like this one; states: float32 or int8."""
+    def zero(cls, like: torch.Tensor, states: str, values: int | None = None) -> Moments:
+        """For a tensor like this one. states: float32 or int8; values: there are scales for so many, by default for its own."""
         if states == "float32":
             return cls(*(torch.zeros_like(like, dtype=torch.float32) for _ in range(2)))
-        blocks = -(-like.numel() // BLOCK)
+        blocks = -(-(values or like.numel()) // BLOCK)
         return cls(
             torch.zeros_like(like, dtype=torch.int8),
             torch.zeros_like(like, dtype=torch.uint8),
@@ -172,8 +172,8 @@ def encode(moments: Moments, m: torch.Tensor, root: torch.Tensor, chance: torch.
     m_code = m_code.clamp_(max=M_CODES).round_()
     moments.m.view(-1).copy_(torch.where(m < 0, -m_code, m_code))
     moments.v.view(-1).copy_(v_code.clamp_(1, V_CODES).round_())
-    moments.m_scale.copy_(m_scale)
-    moments.v_scale.copy_(v_scale)
+    moments.m_scale[: len(m_scale)].copy_(m_scale)
+    moments.v_scale[: len(v_scale)].copy_(v_scale)
 
 
 def _root(values: torch.Tensor) -> torch.Tensor:

@@ -244,7 +244,8 @@ def mean_gap(chains: Sequence[Chain], old: Sequence[list[float]], version: int |
 def run_grpo(
     inputs: dict[str, Any], config: GrpoConfig, out: Path, meter: Meter, grade: Grade = graders.grade
 ) -> dict[str, Any]:
-    """Stage: problems.jsonl and a model -> a Hugging Face directory, train_log.jsonl and batches.jsonl (see `Facts`).
+    """Stage: problems.jsonl and a model -> a Hugging Face directory, train_log.jsonl, batches.jsonl (see `Facts`), and
+    removed.jsonl with the problems that were not trained on.
 
     Raises InputError for too few problems or what is no model; WorkError when a watchdog stops the run.
     """
@@ -285,6 +286,12 @@ def run_grpo(
     history = method.history(config.batches)
     write_rows(out / "train_log.jsonl", trained.log)
     write_rows(out / "batches.jsonl", map(to_dict, history))
+    asked = drawing.next_problems(0, history[-1].next_place)
+    unasked = {problem.id for problem in problems} - {problem.id for problem in asked}
+    aside = [(p.id, "held out, to measure pass@1") for p in held_out] + [
+        (p.id, "the last batch came before it") for p in problems if p.id in unasked
+    ]
+    write_rows(out / "removed.jsonl", ({"id": id, "reason": reason} for id, reason in aside))
     return summary(history, len(problems), len(held_out))
 
 

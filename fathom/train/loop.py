@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import signal
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -171,7 +171,8 @@ def train(
                 saver.finish()
                 raise
             log.append(optimizer_step(forward, method, step, optimizer, config, index, world))
-            refuse_spike(log, config, checkpoints)
+            saver.seal_written()
+            refuse_spike(log, config, checkpoints, saver.finish)
             lengths = [length for pack in step.packs for length in pack.lengths]
             meter.progress(index + 1, method.steps, watch.step(log[-1], lengths, method.steps))
             stopped = world.any(bool(stopping))
@@ -255,14 +256,17 @@ def learning_rate(config: LoopConfig, place: int, length: int) -> float:
     return config.learning_rate
 
 
-def refuse_spike(log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpoints) -> None:
-    """Raise WorkError when the newest loss or gradient is not finite, or the loss jumped."""
+def refuse_spike(
+    log: Sequence[LogRow], config: LoopConfig, checkpoints: Checkpoints, finish: Callable[[], None] = lambda: None
+) -> None:
+    """Raise WorkError when the newest loss or gradient is not finite, or the loss jumped. finish: seals what is being written."""
     row = log[-1]
     recent = [earlier["loss"] for earlier in log[-SPIKE_WINDOW - 1 : -1]]
     told = config.spike is not None and len(recent) == SPIKE_WINDOW
     limit = config.spike * statistics.median(recent) + 1.0 if told else math.inf
     if math.isfinite(row["grad_norm"]) and math.isfinite(row["loss"]) and row["loss"] <= limit:
         return
+    finish()
     saved = checkpoints.steps()
     last = f"the last good checkpoint is step-{saved[0]}" if saved else "no checkpoint was saved yet"
     raise WorkError(

@@ -25,6 +25,8 @@ HOST_SHARE = 0.8
 """Of the host memory that is available, what offloaded activations may pin."""
 FLOAT8_CAPABILITY = (8, 9)
 """CUDA compute capability from which GPUs multiply eight-bit floats."""
+FLOAT8_MULTIPLE = 16
+"""What the sizes of such products are multiples of."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,19 @@ def open_step(
         return None
     if config.float8 and on_gpu and torch.cuda.get_device_capability(model.device) < FLOAT8_CAPABILITY:
         raise InputError(f"float8: true, but {torch.cuda.get_device_name(model.device)} multiplies no eight-bit floats")
+    if config.float8 and (name := _indivisible(model)):
+        raise InputError(
+            f"float8: true needs layers whose sizes are multiples of {FLOAT8_MULTIPLE}; {name} has another"
+        )
     plan = plan_here(model, config.optimizer, work) if on_gpu else None
     gemms = Float8Gemms() if config.float8 else TunedGemms()
     return FusedStep(model, plan.per_layer if plan else None, gemms, dtype, work.tokens)
+
+
+def _indivisible(model: PreTrainedModel) -> str | None:
+    """A matrix of the layers that products in eight bits can't take."""
+    matrices = ((name, p) for name, p in model.model.layers.named_parameters() if p.ndim == 2)
+    return next((name for name, p in matrices if any(size % FLOAT8_MULTIPLE for size in p.shape)), None)
 
 
 def plan_here(model: PreTrainedModel, optimizer: OptimizerConfig, work: Work) -> MemoryPlan:

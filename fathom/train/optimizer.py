@@ -132,7 +132,7 @@ class FusedAdamW:
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._betas, self._weight_decay, self._seed = betas, weight_decay, seed
         self._moments = {
-            name: Moments.zero(local(p).detach(), config.states if p.ndim >= 2 else "float32")
+            name: Moments.zero(local(p).detach(), config.states if p.ndim >= 2 else "float32", largest_part(p))
             for name, p in self._parameters.items()
         }
         self._low = {
@@ -225,6 +225,13 @@ def first_element(p: torch.Tensor) -> int:
         return 0
     rows = -(-p.shape[0] // p.device_mesh.size())
     return min(p.device_mesh.get_local_rank() * rows, p.shape[0]) * (p.numel() // p.shape[0])
+
+
+def largest_part(p: torch.Tensor) -> int:
+    """Elements of the largest shard of a tensor, so that every process has as many scales."""
+    if not isinstance(p, DTensor):
+        return p.numel()
+    return -(-p.shape[0] // p.device_mesh.size()) * (p.numel() // p.shape[0])
 
 
 def like_parameter(part: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

@@ -202,10 +202,10 @@ def read_pairs(source: Path, tokenizer: PreTrainedTokenizerBase, config: PreferC
     for pair in pairs:
         examples = [_example(pair, "chosen"), _example(pair, "rejected")]
         row = Row(*(encode_row(tokenizer, example, path) for example in examples))
-        if row.chosen.ids == row.rejected.ids:
-            raise InputError(f"{path}: pair {pair.id!r}: chosen and rejected are the same, so nothing can be learned")
         longest = max(len(row.chosen.ids), len(row.rejected.ids))
-        if longest > config.max_length:
+        if row.chosen.ids == row.rejected.ids:
+            data.aside.append({"id": pair.id, "reason": "chosen and rejected are the same", "tokens": longest})
+        elif longest > config.max_length:
             reason = f"a chain longer than max_length {config.max_length}"
             data.aside.append({"id": pair.id, "reason": reason, "tokens": longest})
         else:
@@ -213,7 +213,9 @@ def read_pairs(source: Path, tokenizer: PreTrainedTokenizerBase, config: PreferC
             data.rows.extend((row.chosen, row.rejected))
             data.examples.extend(examples)
     if not rows:
-        raise InputError(f"{path}: none of {len(pairs)} pairs fits max_length {config.max_length}")
+        raise InputError(
+            f"{path}: none of {len(pairs)} pairs can be learned from within max_length {config.max_length}"
+        )
     return rows, data
 
 

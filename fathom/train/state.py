@@ -14,16 +14,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import CheckpointException, HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.tensor import DTensor
 
-from fathom.errors import InputError
+from fathom.errors import InputError, WorkError, first_line
 from fathom.ledger import Meter
+from fathom.store import disk_errors
 from fathom.train.checkpoint import Checkpoints
 from fathom.train.optimizer import Optimizer
 from fathom.train.parallel import World
@@ -65,9 +66,7 @@ class Saver:
             self._saved = step
             self._meter.saved()
             return
-        directory = self._world.told_by_first(lambda: self._checkpoints.begin(step))
-        if self._world.first:
-            self._write_log(directory)
+        directory = self._world.told_by_first(lambda: self._begin(step))
         writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
         tensors = {**self._optimizer.weights(), **self._optimizer.moments()}
         copies = {
@@ -79,17 +78,31 @@ class Saver:
             self._thread.submit(dcp.save, copies, storage_writer=writer, process_group=self._world.side),
         )
 
+    def seal_written(self) -> None:
+        """Seal what was being written where every process has written its part. All call it at once."""
+        if self._pending is not None and not self._world.any(not self._pending[1].done()):
+            self.finish()
+
     def finish(self) -> None:
         """Wait for what is being written, and seal it."""
         if self._pending is None:
             return
         step, written = self._pending
         self._pending = None
-        written.result()
+        try:
+            written.result()
+        except CheckpointException as error:  # the same in all processes, and no Exception
+            raise_for(error, self._checkpoints.directory / f"step-{step}")
         self._world.barrier()
         self._world.told_by_first(lambda: self._checkpoints.seal(step))
         self._saved = step
         self._meter.saved()
+
+    def _begin(self, step: int) -> Path:
+        directory = self._checkpoints.begin(step)
+        with disk_errors(directory):
+            self._write_log(directory)
+        return directory
 
     def _write(self, directory: Path) -> None:
         with os_errors(directory):
@@ -100,6 +113,16 @@ class Saver:
     def _write_log(self, directory: Path) -> None:
         state = {"step": len(self._log), "identity": self._identity, "log": list(self._log)}
         (directory / STATE).write_text(json.dumps(state), encoding="utf-8")
+
+
+def raise_for(error: CheckpointException, path: Path) -> NoReturn:
+    """What kept shards from being written, as an error that crosses folders."""
+    causes = [failure[0] if isinstance(failure, tuple) else failure for failure in error.failures.values()]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            with disk_errors(path):
+                raise cause from None
+    raise WorkError(f"{path}: the checkpoint was not written ({first_line(causes[0])})") from error
 
 
 def resume(

@@ -14,6 +14,7 @@ from fathom.chunks import write_rows
 from fathom.config import Input, StageConfig, suggest
 from fathom.curate import select
 from fathom.curate.funnel import Funnel, finish
+from fathom.errors import InputError
 from fathom.records import Example, Problem, read_jsonl, read_problems, write_jsonl
 
 if TYPE_CHECKING:
@@ -51,18 +52,21 @@ class MixConfig(StageConfig):
 def run_mix(inputs: dict[str, Any], config: MixConfig, out: Path, meter: Meter) -> dict[str, Any]:
     """Stage: problems.jsonl and examples.jsonl of the parts together; removed.jsonl what was over or there twice.
 
-    A problem of several parts counts for the first. Which rows of a part stay is a seeded choice.
+    A problem of several parts counts for the first. Which rows of a part stay is a seeded choice. Raises InputError for a
+    part in which a problem has no row, or several.
     """
     part_of: dict[str, str] = {}
     problems: list[Problem] = []
     examples: dict[str, Example] = {}
     again = []
     for part, directory in inputs["parts"].items():
-        examples = {e.problem_id: e for e in read_jsonl(directory / "examples.jsonl", Example)} | examples
+        examples = _examples(part, directory / "examples.jsonl") | examples
         for problem in read_problems(directory / "problems.jsonl"):
             if problem.id in part_of:
                 reason = f"in part {part} and already in part {part_of[problem.id]}"
                 again.append({"id": problem.id, "reason": reason})
+            elif problem.id not in examples:
+                raise InputError(f"mix: part {part}: problem {problem.id!r} has no row in examples.jsonl")
             else:
                 part_of[problem.id] = part
                 problems.append(problem)
@@ -77,6 +81,16 @@ def run_mix(inputs: dict[str, Any], config: MixConfig, out: Path, meter: Meter) 
     write_rows(out / "removed.jsonl", funnel.removed)
     short = {part: rows - available[part] for part, rows in config.rows.items() if rows > available[part]}
     return finish("mix", out, kept, funnel.steps, {"examples": len(mixed), "parts": counts, "short": short})
+
+
+def _examples(part: str, path: Path) -> dict[str, Example]:
+    """By problem. Raises InputError where one has several: which of them it counts for nothing says."""
+    found: dict[str, Example] = {}
+    for example in read_jsonl(path, Example):
+        if example.problem_id in found:
+            raise InputError(f"mix: part {part}: problem {example.problem_id!r} has several rows in {path.name}")
+        found[example.problem_id] = example
+    return found
 
 
 def _counts(config: MixConfig, available: Mapping[str, int]) -> dict[str, int]:
