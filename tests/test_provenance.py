@@ -248,7 +248,10 @@ def test_an_export_is_published_with_its_card(run):
     assert {"messages.parquet", "verl.parquet", "lineage.jsonl", "data_card.md"} <= {p.name for p in folder.iterdir()}
     assert (folder / "messages.parquet").samefile(artifact / "messages.parquet")
     card = (folder / "data_card.md").read_text()
-    assert "Files: `lineage.jsonl`, `messages.parquet`, `verl.parquet`." in card and "4 rows, from mixed." in card
+    assert (
+        "Files: `lineage.jsonl`, `messages.parquet` (4 rows), `verl.parquet` (4 rows)." in card
+        and "4 rows, from mixed." in card
+    )
     assert "data_card.md" not in read_manifest(artifact)["files"]
 
 
@@ -288,6 +291,27 @@ def test_rows_exported_by_hand_keep_the_story_of_their_run(run, tmp_path):
     card = (tmp_path / "out/data/export/data_card.md").read_text()
     assert "# fruit: mixed as sharegpt" in card and "4 rows, from mixed." in card and "| clean | " in card
     assert json.loads((tmp_path / "out/data/export/sharegpt.json").read_text())[0]["conversations"]
+
+
+def test_what_no_format_has_a_place_for_is_not_told_of(run, tmp_path):
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    for name in ("problems.jsonl", "examples.jsonl"):
+        shutil.copy(run / "artifacts/mixed" / name, rows)
+    problems = [json.loads(line) for line in (rows / "problems.jsonl").read_text().splitlines()]
+    write_rows(rows / "problems.jsonl", [{**problems[0], "gold": None}, *problems[1:]])
+    lost = problems[0]["id"]
+    commands.by_hand("export", None, tmp_path / "one", [f"rows={rows}", "formats=[verl]"])
+    card = (tmp_path / "one/data/export/data_card.md").read_text()
+    assert "3 rows, from " in card and "`verl.parquet` (3 rows)" in card
+    assert (
+        why(lost, tmp_path / "one")["outcome"].startswith("chosen by")
+        and "removed by" in why(lost, tmp_path / "one")["outcome"]
+    )
+    commands.by_hand("export", None, tmp_path / "two", [f"rows={rows}", "formats=[messages,verl]"])
+    assert "4 rows, from " in (tmp_path / "two/data/export/data_card.md").read_text()
+    assert why(lost, tmp_path / "two")["outcome"] == "exported by export"
+    assert steps(tmp_path / "two", lost)["export"]["aside"] == [{"row": lost, "reason": "verl: no gold answer"}]
 
 
 def test_a_run_that_chose_nothing_has_no_card(run, tmp_path):

@@ -52,8 +52,14 @@ def beside_export(run: Run, export: Stage) -> dict[str, str]:
     Funnel, certificates and bill are those of the stages that the rows came through.
     """
     run, source = _origin(run, run.stage(export.config["rows"]))
-    files = ", ".join(f"`{name}`" for name in export.manifest["files"] if name != "removed.jsonl")
-    card = render(run, [source], f"{run.name}: {source.name} as {', '.join(export.config['formats'])}", files)
+    written = export.metrics["rows"]
+    names = [name for name in export.manifest["files"] if name != "removed.jsonl"]
+    counts = {name: written.get(name.partition(".")[0]) for name in names}
+    files = ", ".join(f"`{name}`" + (f" ({words.number(n)} rows)" if n else "") for name, n in counts.items())
+    aside = Counter(row["id"] for _, row in json_lines(export.directory / "removed.jsonl"))
+    nowhere = {id for id, formats in aside.items() if formats == len(written)}
+    title = f"{run.name}: {source.name} as {', '.join(export.config['formats'])}"
+    card = render(run, [source], title, files, nowhere)
     return {DATA_CARD: card, **certificates(run, [source.name])}
 
 
@@ -75,10 +81,14 @@ def _origin(run: Run, source: Stage) -> tuple[Run, Stage]:
     return run, source
 
 
-def render(run: Run, chosen: Sequence[Stage], title: str, files: str = "") -> str:
-    """The card of the rows of some stages; the same run gives the same bytes."""
+def render(
+    run: Run, chosen: Sequence[Stage], title: str, files: str = "", without: Collection[str] = frozenset()
+) -> str:
+    """The card of the rows of some stages; the same run gives the same bytes. without: problems whose rows are not told of."""
     came_through = upstream(run, [stage.name for stage in chosen])
-    rows = [row for stage in chosen for row in _rows(stage)]
+    rows = [
+        row for stage in chosen for row in _rows(stage) if {row["id"], row["id"].rpartition("#")[0]}.isdisjoint(without)
+    ]
     parts = [
         f"# {escape(title)}",
         markdown.which_run(run),

@@ -34,7 +34,7 @@ class Mention:
     """What one stage's files say of a problem.
 
     chosen: (number in examples.jsonl or pairs.jsonl from 1, row) of each training row. removed: its own row of removed.jsonl. aside: those of
-    its chains. instead: rows that were removed because this one stays.
+    its chains, and its own where only some of an export's formats have no place for it. instead: rows that were removed because this one stays.
     """
 
     stage: Stage
@@ -114,13 +114,15 @@ def mention(stage: Stage, problem: str) -> Mention:
         return [(n, row) for n, row in lines_with(stage.directory / name, problem) if row[key] == problem]
 
     removed = [row for _, row in lines_with(stage.directory / "removed.jsonl", problem)]
+    own = [row for row in removed if row["id"] == problem]
+    partly = stage.op == "export" and len(own) < len(set(stage.config["formats"]))  # it is in the other formats' files
     return Mention(
         stage,
         problem=next((row for _, row in rows("problems.jsonl", "id")), None),
         chains=[row for _, row in rows("rollouts.jsonl", "problem_id")],
         chosen=[found for name in facts.ROW_FILES for found in rows(name, "problem_id")],
-        removed=next((row for row in removed if row["id"] == problem), None),
-        aside=[row for row in removed if str(row["id"]).startswith(f"{problem}#")],
+        removed=own[0] if own and not partly else None,
+        aside=[row for row in removed if str(row["id"]).startswith(f"{problem}#")] + (own if partly else []),
         instead=[row for row in removed if row.get("other") == problem],
     )
 
