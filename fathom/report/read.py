@@ -53,7 +53,7 @@ class Stage:
 class Run:
     """A run directory.
 
-    stages: the finished ones, each after those that it reads; waiting: names of the others. plan, rows,
+    stages: the finished ones, in the recipe's order; waiting: names of the others. plan, rows,
     comparisons: contents of plan.json and of all rows.json and comparisons.json. published: tables of `fathom/evaluate/published.yaml`.
     """
 
@@ -95,10 +95,8 @@ def read_run(directory: Path) -> Run:
         raise InputError(f"{directory}: not a run directory (it has no {recipe_file.name})")
     recipe = load_document(recipe_file).values
     _check_form({"seed": 0} | recipe, RECIPE_FORM, recipe_file)
-    plan = _plan(directory / "plan.json")
-    planned = {step["stage"]: place for place, step in enumerate(plan.get("stages", ()))}  # each after what it reads
     stages, waiting = [], []
-    for name in sorted(recipe["stages"], key=lambda name: planned.get(name, len(planned))):
+    for name in recipe["stages"]:
         artifact = directory / "artifacts" / name
         manifest = read_manifest(artifact)
         if manifest is None or "op" not in manifest:
@@ -111,7 +109,7 @@ def read_run(directory: Path) -> Run:
         stages=tuple(stages),
         waiting=tuple(waiting),
         bill=_bill(directory / "ledger.sqlite"),
-        plan=plan,
+        plan=_plan(directory / "plan.json"),
         rows=tuple(_evaluated(stages, "rows.json")),
         comparisons=tuple(_evaluated(stages, "comparisons.json")),
         published=_published(),

@@ -61,11 +61,13 @@ def why(row: str, run_dir: Path | None = None) -> dict[str, Any]:
     with the nearest ids.
     """
     run = read_run(run_dir or _only_run())
+    planned = {step["stage"]: place for place, step in enumerate(run.plan.get("stages", ()))}
+    stages = sorted(run.stages, key=lambda stage: planned.get(stage.name, len(planned)))  # each after what it reads
     problem = row
-    mentions = [mention(stage, problem) for stage in run.stages]
+    mentions = [mention(stage, problem) for stage in stages]
     if "#" in row and not any(found.hands_on or found.chains for found in mentions):
         prefix = row.rpartition("#")[0]
-        of_prefix = [mention(stage, prefix) for stage in run.stages]
+        of_prefix = [mention(stage, prefix) for stage in stages]
         if any(of_prefix):
             problem, mentions = prefix, of_prefix
             _check_chain(row, problem, mentions)
