@@ -66,9 +66,8 @@ class VllmSession:
             text = None if self._whole else GrowingText(self._text)
             chain = _Chain(ticket, request, index, prompt, sampling, thinking, text)
             chain.begin(request.begun, self._logprobs)
-            most = (
-                sampling.max_tokens if thinking is None else min(max(thinking, 1), sampling.max_tokens)
-            )  # vLLM writes one
+            budget = sampling.max_tokens if thinking is None else max(thinking, 1)  # vLLM writes one token at least
+            most = min(budget, sampling.max_tokens)
             key = f"{request.key}/{len(request.begun)}" if request.begun else request.key
             self._submit(chain, most - len(request.begun), chain_seed(sampling.seed, key, index))
             self._of_ticket[ticket].add(chain)
