@@ -29,6 +29,6 @@ def slow(request: Request, index: int, seed: int) -> str:
 
 
 if __name__ == "__main__":
-    config = ServerConfig(name=MODEL, store=sys.argv[1], answer_seconds=3.0)
+    config = ServerConfig(name=MODEL, store=sys.argv[1], answer_seconds=6.0)
     with bind("127.0.0.1", 0) as listening:
         run(config, ScriptedEngine(MODEL, slow), Served(MODEL), Keys({}), listening)
