@@ -22,7 +22,8 @@ disable_progress_bar()  # of the weights, which are read in a moment
 logging.getLogger("transformers.modeling_utils").addFilter(lambda record: "LOAD REPORT" not in record.getMessage())
 # a table of many lines, of which `_check_complete` says in one what matters
 
-CHANGES = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
+LOGIT_ENTRIES = ("final_logit_softcapping", "attn_logit_softcapping", "logit_scale", "logits_scaling")
+"""Entries of configurations that change a model's logits or its attention's scores."""
 
 
 def load_causal_model(
@@ -55,7 +56,7 @@ def load_causal_model(
 
 def changed_logits(config: PretrainedConfig) -> list[str]:
     """The entries of a configuration with which logits or attention's scores are more than a matrix product."""
-    return [name for name in CHANGES if getattr(config, name, None) not in (None, 1)]
+    return [name for name in LOGIT_ENTRIES if getattr(config, name, None) not in (None, 1)]
 
 
 def _check_complete(model_dir: Path, told: Mapping[str, Any]) -> None:

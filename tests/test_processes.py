@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_recipe_kills import alive
 
 from fathom.errors import WorkError
 from fathom.fanout import Processes
@@ -38,13 +39,6 @@ def wait_long(number: int) -> int:
 def die(number: int) -> int:
     os.kill(os.getpid(), signal.SIGKILL)
     return number
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_killed_process_is_one_line():

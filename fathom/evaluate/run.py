@@ -120,10 +120,7 @@ def write_scores(
 
 
 def _load(config: EvaluateConfig, seed: int) -> list[Benchmark]:
-    names = [choice.name for choice in config.benchmarks]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"benchmarks: {name!r} occurs twice; give one of them another name")
+    benchmarks.names(config.benchmarks)
     return [benchmarks.load(choice, seed) for choice in config.benchmarks]
 
 

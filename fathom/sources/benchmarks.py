@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -102,6 +102,15 @@ def table() -> dict[str, Entry]:
     """The entries of `benchmarks.yaml` by name."""
     text = (resources.files(__package__) / "benchmarks.yaml").read_text(encoding="utf-8")
     return {name: Entry.model_validate(entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def names(choices: Sequence[BenchmarkChoice]) -> list[str]:
+    """In order. Raises InputError where two are called alike: what is counted by name would be counted twice."""
+    found = [choice.name for choice in choices]
+    for name in found:
+        if found.count(name) > 1:
+            raise InputError(f"benchmark {name!r} occurs twice; give one of them another name")
+    return found
 
 
 def load(choice: BenchmarkChoice, seed: int = 0) -> Benchmark:

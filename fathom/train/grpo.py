@@ -268,13 +268,12 @@ def run_grpo(
         tracker = open_tracker(config.tracking, identity["config"])
         watch = Watch(shape_of(method.model.config), meter, tracker, say=print, more=split.take)
         checkpoints = Checkpoints(meter.scratch / "ckpt")
+        loop = replace(loop_config(config, meter.seed), spike=None)  # the loss centres on 0; watchdogs look after it
         with closing(method.ahead):
             trained = train(
                 method.model,
                 method,
-                replace(
-                    loop_config(config, meter.seed), spike=None
-                ),  # the loss centres on 0; the watchdogs look after it
+                loop,
                 checkpoints,
                 meter,
                 identity,

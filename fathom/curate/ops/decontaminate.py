@@ -64,10 +64,7 @@ def run_decontaminate(inputs: dict[str, Any], config: DecontaminateConfig, out: 
 
 
 def _held_out(config: DecontaminateConfig, seed: int) -> list[HeldOut]:
-    names = [choice.name for choice in config.benchmarks]
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"decontaminate: benchmark {name!r} occurs twice; give one of them another name")
+    names = benchmarks.names(config.benchmarks)
     for name in config.rules_for:
         if name not in names:
             raise InputError(f"decontaminate: rules_for names {name!r}; the benchmarks are {', '.join(names)}")
